@@ -1,0 +1,222 @@
+"""What there is to see in a reply: named cues, each a number that a reader can check by hand.
+
+The agent reads the text of the reply, its own story and the talk so far; nothing of the policy but its words.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+
+from pydantic import BaseModel, ConfigDict
+
+from rlver.agents.acts import NEED_ACTS, tag
+from rlver.core.data import read_text, read_yaml
+from rlver.core.dialogue import Dialogue
+from rlver.core.profile import Fact, Language
+from rlver.stories.library import load_stories
+from rlver.text.ngram import NgramModel, quantile
+from rlver.text.words import script_share, sentences, words
+
+# Chinese has no spaces, so its spans are counted in characters: about twice as many for the same content.
+_RUN = {"en": 7, "zh": 12}
+_GRAM = {"en": 4, "zh": 6}
+_SHORT = {"en": 5, "zh": 8}
+_LONG = {"en": 150, "zh": 300}
+_ENDING = re.compile(r"[.!?。！？…~～)\]」”\"'*]\s*$|[\U0001F300-\U0001FAFF]\s*$")
+_LIST_MARK = re.compile(r"(?:^|[\s：:。.])(?:\d+[.)、]|[-*•]\s)")
+
+
+class Cues(BaseModel):
+    """The cues of one reply."""
+
+    model_config = ConfigDict(frozen=True)
+
+    acts: tuple[str, ...]
+    """Acts seen, the most frequent first."""
+    length: int
+    """Words (English) or characters (Chinese), punctuation left out."""
+    short: bool
+    long: float
+    """How far the reply is over the length that people read, as a share of that length."""
+    new_facts: int
+    """Facts of the story, told by the user, that this reply is the first to take up."""
+    old_facts: int
+    """Facts that it takes up again."""
+    repeated: float
+    """Share of its word sequences that stand in earlier replies already, 0-1."""
+    parroted: float
+    """Share of the reply that is the user's own wording, counted only in long runs, 0-1."""
+    generic: int
+    """Sentences that could be said to anyone."""
+    cold: int
+    warm: int
+    unsafe: int
+    """Sentences that try to steer the judge rather than help the person."""
+    lecture: bool
+    """A list, a manual, headings."""
+    questions: int
+    foreign: int
+    """Things and names of other people's stories."""
+    garbled: float
+    """Bits by which the least likely stretch of words falls under what normal sentences reach."""
+    doubled: int
+    """Words said twice in a row."""
+    unfinished: bool
+    """No closing mark at the end."""
+    wrong_language: bool
+
+
+@cache
+def stopwords(language: Language) -> frozenset[str]:
+    """Words that tell nothing about a story."""
+    return frozenset(read_yaml("rlver.agents", f"data/lexicon.{language}.yaml")["stopwords"])
+
+
+@cache
+def fluency(language: Language) -> tuple[NgramModel, float]:
+    """The agent's sense of what a sentence is, and the score that 97 % of sentences it has not seen reach."""
+    lines = [line for line in read_text("rlver.agents", f"data/reference.{language}.txt").splitlines() if line]
+    examples = read_yaml("rlver.agents", "data/act_examples.yaml")[language]
+    lines += [sentence for group in examples.values() for sentence in group]
+    lines += [fact.say.format(a="Kim", b="Lee") for story in load_stories(language, "train") for fact in story.facts]
+    unseen = []
+    for seen_half, unseen_half in ((lines[::2], lines[1::2]), (lines[1::2], lines[::2])):
+        model = NgramModel(seen_half, language, min_count=2)
+        unseen += [model.worst_window(line) for line in unseen_half]
+    # A model of all lines scores unseen ones a little higher than the half models do: the threshold is mild.
+    return NgramModel(lines, language), quantile(unseen, 0.03)
+
+
+@cache
+def _belongings(language: Language) -> frozenset[str]:
+    """Things that mark a story (heads of handles) and given names: foreign wherever they are not at home."""
+    everyday = set(words(read_text("rlver.agents", f"data/reference.{language}.txt"), language))
+    marks = set()
+    for story in load_stories(language):
+        for fact in story.facts:
+            if language == "zh":
+                marks.add(fact.handle)
+            else:
+                marks.add(words(fact.handle, language)[-1])
+    names = read_yaml("rlver.stories", f"data/personas.{language}.yaml")["names"]
+    people = {name for pools in names.values() for pool in pools.values() for name in pool}
+    if language == "zh":
+        return frozenset(marks | people)
+    return frozenset((marks | {name.lower() for name in people}) - everyday)
+
+
+def content_words(text: str, language: Language) -> frozenset[str]:
+    """Words that carry content (English only)."""
+    return frozenset(w for w in words(text, language) if len(w) > 2 and w.isalpha() and w not in stopwords(language))
+
+
+@lru_cache(maxsize=50_000)
+def takes_up(reply: str, fact: Fact, language: Language) -> bool:
+    """Whether the reply takes up the fact: its handle, or enough of its own words."""
+    if language == "zh":
+        if fact.handle and fact.handle in reply:
+            return True
+        grams = (fact.say[i : i + 4] for i in range(len(fact.say) - 3))
+        return any(g in reply for g in grams if re.fullmatch(r"[\u4e00-\u9fff]{4}", g) and g not in stopwords("zh"))
+    said = set(words(reply, language))
+    handle = content_words(fact.handle, language)
+    if handle and handle <= said:
+        return True
+    return len(content_words(fact.say, language) & said) >= 3
+
+
+def _grams(text: str, language: Language, n: int) -> set[tuple[str, ...]]:
+    tokens = [word for word in words(text, language) if word.isalnum() or "'" in word]
+    return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
+
+
+def _repeated(reply: str, earlier: list[str], language: Language) -> float:
+    """Share of the reply's n-grams that stand in earlier replies; a short reply is compared as a whole."""
+    n = _GRAM[language]
+    own = _grams(reply, language, n)
+    if not own:
+        return float(any(words(reply, language) == words(other, language) for other in earlier))
+    seen: set[tuple[str, ...]] = set()
+    for other in earlier:
+        seen |= _grams(other, language, n)
+    return len(own & seen) / len(own)
+
+
+def _parroted(reply: str, told: str, language: Language) -> float:
+    n = _RUN[language]
+    own = _grams(reply, language, n)
+    if not own:
+        return 0.0
+    copied = own & _grams(told, language, n)
+    length = len(own) + n - 1
+    return min(1.0, (len(copied) + n - 1) / length) if copied else 0.0
+
+
+def read_cues(dialogue: Dialogue) -> Cues:
+    """The cues of the last reply of a dialogue, seen from the profile's person."""
+    profile, language = dialogue.profile, dialogue.profile.language
+    reply = dialogue.turns[-1].reply
+    earlier = [turn.reply for turn in dialogue.turns[:-1]]
+    heard = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
+    tags = tag(reply, language)
+    tokens = words(reply, language)
+    length = sum(token[0].isalnum() for token in tokens)
+
+    facts = [profile.story.facts[i] for i in sorted(dialogue.told)]
+    taken = [fact for fact in facts if takes_up(reply, fact, language)]
+    old = sum(any(takes_up(other, fact, language) for other in earlier) for fact in taken)
+
+    story, persona = profile.story, profile.persona
+    home = " ".join([story.text, persona.text, *(fact.say for fact in story.facts)])
+    foreign = _foreign(reply, tokens, [home, *heard], language)
+    return Cues(
+        acts=tuple(sorted(tags.acts, key=lambda act: (-tags.acts[act], act))),
+        length=length,
+        short=length < _SHORT[language],
+        long=max(0.0, length / _LONG[language] - 1),
+        new_facts=len(taken) - old,
+        old_facts=old,
+        repeated=_repeated(reply, earlier, language),
+        parroted=_parroted(reply, " ".join(heard[-2:]), language),
+        generic=tags.styles.get("generic", 0),
+        cold=tags.styles.get("cold", 0),
+        warm=tags.styles.get("warm", 0),
+        unsafe=tags.styles.get("unsafe", 0),
+        lecture="lecture" in tags.styles or len(_LIST_MARK.findall(reply)) >= 2,
+        questions=reply.count("?") + reply.count("？"),
+        foreign=foreign,
+        garbled=max((_garbled(sentence, language) for sentence in sentences(reply[:20_000])), default=0.0),
+        doubled=sum(a == b and a.isalpha() for a, b in zip(tokens, tokens[1:], strict=False))
+        if language == "en"
+        else 0,
+        unfinished=bool(reply) and not _ENDING.search(reply),
+        wrong_language=script_share(reply, language) < 0.5,
+    )
+
+
+@lru_cache(maxsize=20_000)
+def _garbled(sentence: str, language: Language) -> float:
+    """Bits by which a sentence falls under the threshold of fluency; headings and list marks are let pass."""
+    model, threshold = fluency(language)
+    if sum(word[0].isalpha() for word in words(sentence, language)) < 3:
+        return 0.0
+    return max(0.0, threshold - model.worst_window(sentence))
+
+
+@lru_cache(maxsize=20_000)
+def _word_set(text: str, language: Language) -> frozenset[str]:
+    return frozenset(words(text, language))
+
+
+def _foreign(reply: str, tokens: tuple[str, ...], home: list[str], language: Language) -> int:
+    if language == "zh":
+        text = "\n".join(home)
+        return sum(mark in reply and mark not in text for mark in _belongings(language))
+    marks = set(tokens) & _belongings(language)
+    return sum(all(mark not in _word_set(text, language) for text in home) for mark in marks) if marks else 0
+
+
+def need_acts(cues: Cues) -> tuple[str, ...]:
+    """The acts among the cues that answer some hidden intention."""
+    return tuple(act for act in cues.acts if act in NEED_ACTS)

@@ -1,0 +1,167 @@
+"""`rlver demo`: the whole loop on a laptop, from a policy that fails people to one that helps them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlver.cli.options import LanguageOption, SeedOption, UserOption
+from rlver.core.errors import RlverError
+
+if TYPE_CHECKING:
+    from rlver.benchmark.results import PolicyResult
+    from rlver.core.transcript import Transcript
+
+BASELINES = ("scripted:generic", "scripted:empathise", "scripted:praise", "scripted:hedge", "scripted:oracle")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("demo")(demo)
+
+
+def demo(
+    seed: SeedOption = 0,
+    language: LanguageOption = "en",
+    user: UserOption = "vanilla",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 50,
+    n: Annotated[int, typer.Option(min=8, max=100, help="Benchmark dialogues per policy.")] = 100,
+    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier demo in it is replaced.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Pretrain a tiny policy that fails people, train it on their emotions, and benchmark it before and after.
+
+    The benchmark's users tell stories, use names and phrase their hints in ways that training never met, and one
+    topic is new altogether. A second run with the terminal reward of the paper goes on beside the first.
+    """
+    from rich.console import Console
+
+    from rlver.benchmark.plots import learning_curve
+    from rlver.benchmark.report import intention_table, matrix_table, score_table, transcript_text
+    from rlver.cli.train import base_of, train_with_progress
+    from rlver.core.emotion import get_preset
+    from rlver.train.config import load_config
+
+    began = time.monotonic()
+    if out.exists():
+        if not (out / "summary.json").is_file() and any(out.iterdir()) and not (out / "turn").is_dir():
+            raise RlverError(f"{out}: is not the folder of an earlier demo; choose another --out.")
+        shutil.rmtree(out)
+    options = {"seed": seed, "language": language, "user": user, "steps": steps}
+    config = load_config(None, [], options)
+    base_of(config)
+    terminal = _start_terminal_run(options, out / "terminal")
+    try:
+        train_with_progress(config, out / "turn", resume=False)
+        if terminal.wait() != 0:
+            log = (out / "terminal.log").read_text(encoding="utf-8").strip().splitlines()
+            raise RlverError(
+                f"{out / 'terminal'}: the run with the terminal reward failed ({log[-1] if log else 'no output'})."
+            )
+    finally:
+        if terminal.poll() is None:
+            terminal.terminate()
+
+    results, dialogues = _benchmark(config.language, config.user, config.preset, seed, n, out)
+    by_name = {result.policy: result for result in results}
+    preset = get_preset(config.preset)
+    console = Console()
+    where = f"{n} held-out profiles, user {config.user}, preset {config.preset}, seed {seed}"
+    console.print(score_table(results, f"Benchmark: {where}"))
+    console.print(intention_table(results))
+    for name in ("base", "trained"):
+        console.print(matrix_table(by_name[name]))
+    for number in (0, 1):
+        for name in ("base", "trained"):
+            console.rule(f"{dialogues[name][number].profile}: {name}")
+            console.print(transcript_text(dialogues[name][number], preset.start))
+    curve = learning_curve(
+        {"turn credit": out / "turn" / "metrics.jsonl", "terminal reward": out / "terminal" / "metrics.jsonl"},
+        out / "learning_curve.png",
+    )
+    summary = {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "preset": config.preset,
+        "user": config.user,
+        "language": config.language,
+        "n": n,
+        **{name.replace(" ", "_"): _numbers(result) for name, result in by_name.items() if "scripted" not in name},
+        "baselines": {name: result.summary.score for name, result in by_name.items() if "scripted" in name},
+    }
+    file = out / "summary.json"
+    file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    console.print(
+        f"Learning curve: {curve}\nTranscripts:    {out / 'transcripts'}\nSummary:        {file}", highlight=False
+    )
+    console.print(f"Trained policy: {out / 'turn' / 'policy'}  ({summary['seconds']:.0f} s in all)", highlight=False)
+
+
+def _start_terminal_run(options: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+    """Train with the terminal reward in a process of its own: two runs of one thread each beat one of two."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "rlver", "train", "--credit", "terminal", "--out", str(folder)]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    with folder.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def _benchmark(
+    language: Any, user: Any, preset: str, seed: int, n: int, out: Path
+) -> tuple[list[PolicyResult], dict[str, list[Transcript]]]:
+    """Benchmark base, trained and scripted policies; the base's own replies set the bar for fluency."""
+    from rlver.agents import EmbeddedAgent
+    from rlver.benchmark.fluency import FluencyCheck, replies_of
+    from rlver.benchmark.results import assess
+    from rlver.benchmark.run import run_benchmark
+    from rlver.cli.progress import Steps
+    from rlver.core.emotion import get_preset
+    from rlver.core.transcript import write_transcripts
+    from rlver.policies.resolve import resolve_policy
+    from rlver.stories import benchmark_profiles, generate
+
+    seen = generate(language, "train", n, seed)
+    held_out = benchmark_profiles(language)[:n]
+    runs = [
+        ("base", str(out / "turn" / "base"), held_out, "heldout"),
+        ("trained", str(out / "turn" / "policy"), held_out, "heldout"),
+        ("terminal reward", str(out / "terminal" / "policy"), held_out, "heldout"),
+        ("trained, seen stories", str(out / "turn" / "policy"), seen, "train"),
+        *((name, name, held_out, "heldout") for name in BASELINES),
+    ]
+    results, dialogues, check = [], {}, None
+    with Steps("Benchmark") as bar:
+        for number, (name, spec, profiles, phrasing) in enumerate(runs):
+            policy = resolve_policy(spec, language)
+            agent = EmbeddedAgent(language, user, phrasing)  # type: ignore[arg-type]
+            found = run_benchmark(profiles, policy, agent, get_preset(preset), seed)
+            path = out / "transcripts" / f"{name.replace(', ', '-').replace(' ', '-').replace(':', '-')}.jsonl"
+            write_transcripts(path, found)
+            if check is None:
+                check = FluencyCheck.calibrate(language, replies_of(found))
+            results.append(assess(policy, found, check, path).model_copy(update={"policy": name}))
+            dialogues[name] = found
+            bar.update(number + 1, len(runs), name)
+    return results, dialogues
+
+
+def _numbers(result: PolicyResult) -> dict[str, Any]:
+    summary = result.summary
+    return {
+        "score": summary.score,
+        "success": summary.success,
+        "failure": summary.failure,
+        "ci95": list(summary.ci95),
+        "by_intention": dict(summary.by_intention),
+        "fluent": result.fluent,
+        "fit": result.fit,
+    }

@@ -1,0 +1,157 @@
+"""`rlver train`: train a policy on simulated users."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rlver.agents.base import UserType
+from rlver.cli.options import JsonOption
+from rlver.core.errors import RlverError
+from rlver.core.profile import Language
+
+if TYPE_CHECKING:
+    from rlver.train.config import TrainConfig
+
+BASES = Path("runs/base")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("train")(train)
+
+
+def train(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with settings; options win over it.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="What to train: tiny (made on the spot), or a folder with a Hugging Face model.")
+    ] = None,
+    algo: Annotated[
+        Literal["grpo", "ppo"] | None, typer.Option(help="GRPO compares rollouts; PPO has a critic.")
+    ] = None,
+    credit: Annotated[
+        Literal["turn", "terminal"] | None,
+        typer.Option(help="Pay every reply for the change it caused, or only the final emotion."),
+    ] = None,
+    think: Annotated[
+        bool | None, typer.Option("--think/--no-think", help="Let the policy think before it speaks.")
+    ] = None,
+    user: Annotated[
+        UserType | None, typer.Option(help="Type of user to train with: they hint at their need, or do not.")
+    ] = None,
+    language: Annotated[Language | None, typer.Option(help="Language of the talks.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Rules of the emotion: sage, release, paper.")] = None,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(help="JSONL file of profiles, ours or official; default: generated from training stories."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Everything random is drawn from this number.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting as key=value, for example --set lr=5e-4.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/train/<time>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a policy with GRPO or PPO on the emotions of simulated users.
+
+    The run's folder holds its config, metrics.jsonl, TensorBoard events, sample dialogues, checkpoints and the
+    trained policy. Ctrl-C saves; --resume goes on to the same numbers as if nothing had happened.
+
+    Examples:
+
+      rlver train --algo ppo --think --user challenging
+
+      rlver train --policy my-model --set lr=1e-6 --set batch=32 --set max_tokens=512 --out runs/mine
+
+      rlver train --out runs/mine --resume
+    """
+    from rlver.train.config import load_config
+
+    if resume and out is None:
+        raise RlverError("--resume needs --out: say which run to go on with.")
+    folder = out or Path("runs/train") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    stored = folder / "config.json"
+    options = {
+        "policy": policy,
+        "algo": algo,
+        "credit": credit,
+        "think": think,
+        "user": user,
+        "language": language,
+        "preset": preset,
+        "profiles": str(profiles) if profiles else None,
+        "steps": steps,
+        "seed": seed,
+    }
+    if resume and config is None and stored.is_file():
+        options = json.loads(stored.read_text(encoding="utf-8"))["config"] | {
+            k: v for k, v in options.items() if v is not None
+        }
+    chosen = load_config(config, settings or [], options)
+    metrics = train_with_progress(chosen, folder, resume)
+    trained = folder / "policy"
+    if as_json:
+        typer.echo(json.dumps({"run": str(folder), "policy": str(trained), "metrics": metrics}, indent=2))
+        return
+    typer.echo(
+        f"Trained policy: {trained}\nMetrics: {folder / 'metrics.jsonl'}\n"
+        f"Before and after: rlver bench --policy {folder / 'base'} --policy {trained}"
+        f" --language {chosen.language} --user {chosen.user}\n"
+        f"Curves: tensorboard --logdir {folder / 'tensorboard'}"
+    )
+
+
+def base_of(config: TrainConfig) -> Path:
+    """The folder of the policy that a run starts from; the tiny one is pretrained, with a progress bar, if need be."""
+    if config.policy != "tiny":
+        return Path(config.policy)
+    from rlver.cli.progress import Steps
+    from rlver.tiny import base_policy
+
+    with Steps("Pretraining the tiny policy") as bar:
+        return base_policy(
+            config.language,
+            config.think,
+            config.seed,
+            BASES,
+            lambda i, n, loss: bar.update(i + 1, n, f"loss {loss:.2f}"),
+        )
+
+
+def train_with_progress(config: TrainConfig, folder: Path, resume: bool) -> dict[str, float]:
+    """Run the training with a progress bar and return the metrics of the last step.
+
+    Raises:
+        typer.Exit: stopped by Ctrl-C, with the state saved (exit code 130).
+    """
+    from rlver.cli.progress import Steps
+    from rlver.train.run import Interrupted, run
+
+    base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)
+    last: dict[str, float] = {}
+
+    def show(step: int, metrics: dict[str, float]) -> None:
+        last.update(metrics)
+        bar.update(
+            step,
+            config.steps,
+            f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}, kl {metrics['kl']:.2f}",
+        )
+
+    try:
+        with Steps(f"Training ({config.algo}, {config.credit} credit)") as bar:
+            run(config, base, folder, resume=resume, on_step=show)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(130) from None
+    return last

@@ -1,0 +1,90 @@
+"""The emotion of the simulated user: a score in [0, 100], its bands, and presets for every disputed constant.
+
+Papers and public code contradict each other on where the score starts, how far one reply can move it and
+when a dialogue ends. A preset fixes all of it under one name, and the name is printed with every result.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from math import inf
+
+from pydantic import BaseModel, ConfigDict
+
+from rlver.core.errors import RlverError
+
+SUCCESS_AT = 100.0
+"""A dialogue is a success if the final score is at least this (SAGE leaderboard)."""
+FAILURE_BELOW = 10.0
+"""A dialogue is a failure if the final score is below this (SAGE leaderboard)."""
+
+
+class Band(StrEnum):
+    """What the user makes of the talk so far (SAGE, section 2)."""
+
+    S = "S"
+    A = "A"
+    B = "B"
+    C = "C"
+    F = "F"
+
+
+def band(score: float) -> Band:
+    """The band of a score: S >= 100, A 70-99, B 40-69, C 10-39, F < 10."""
+    if score >= SUCCESS_AT:
+        return Band.S
+    if score >= 70:
+        return Band.A
+    if score >= 40:
+        return Band.B
+    return Band.C if score >= FAILURE_BELOW else Band.F
+
+
+class Preset(BaseModel):
+    """Every constant on which the sources disagree. Scores are points on the 0-100 scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    start: float
+    """Score before the first reply."""
+    clamp: float
+    """Largest change that one reply can cause, in either direction."""
+    floor: float
+    """Lowest score that can be reached."""
+    ceiling: float = 100.0
+    """Highest score that can be reached."""
+    fails_below: float
+    """The user leaves fed up once the score is below this."""
+    ends_at_success: bool
+    """Whether the user leaves as soon as the score reaches 100."""
+    replies: int
+    """Replies that are judged; the dialogue ends after the last of them."""
+
+    def apply(self, score: float, change: float) -> float:
+        """The score after a reaction of `change` points, clamped as this preset says."""
+        change = max(-self.clamp, min(self.clamp, change))
+        return max(self.floor, min(self.ceiling, score + change))
+
+
+# "<= 0" of the sources: scores move in whole points, so this is "below the next point above 0".
+_AT_ZERO = 1e-9
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        # SAGE's benchmark code; its ten turns hold nine judged replies.
+        Preset(name="sage", start=40, clamp=10, floor=0, fails_below=10, ends_at_success=True, replies=9),
+        # The public RLVER training code: unclamped changes, no floor, eight turns counted off by one.
+        Preset(name="release", start=30, clamp=inf, floor=-inf, fails_below=_AT_ZERO, ends_at_success=False, replies=9),
+        # RLVER (arXiv 2507.03112) as written; what it leaves unsaid is SAGE's.
+        Preset(name="paper", start=40, clamp=10, floor=0, fails_below=_AT_ZERO, ends_at_success=True, replies=8),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name. Raises RlverError for an unknown one."""
+    if name not in PRESETS:
+        raise RlverError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,55 @@
+"""JSON lines: one object a line, UTF-8, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rlver.core.errors import RlverError
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ("FILE:LINE", object) for each non-empty line.
+
+    Raises:
+        RlverError: the file is missing or no UTF-8 text, or a line is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RlverError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RlverError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    # Not splitlines(): JSON strings may hold U+2028 and the like, which it takes for line ends.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RlverError(f"{where}: this line is not valid JSON ({error.msg} at column {error.colno}).") from None
+        if not isinstance(record, dict):
+            raise RlverError(f"{where}: this line must be a JSON object, not {type(record).__name__}.")
+        yield where, record
+
+
+def write_objects(path: Path, objects: Iterable[BaseModel]) -> int:
+    """Write models, one a line, and return how many. An existing file is replaced at the end, never half-way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    count = 0
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for item in objects:
+                file.write(item.model_dump_json() + "\n")
+                count += 1
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RlverError(f"{path}: cannot be written ({error.strerror}).") from None
+    return count

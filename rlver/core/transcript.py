@@ -1,0 +1,94 @@
+"""Transcripts: a finished dialogue with everything needed to trust and repeat it, one JSON line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlver.core.dialogue import Dialogue, StopReason, Turn
+from rlver.core.errors import RlverError
+from rlver.core.jsonl import read_objects, write_objects
+from rlver.core.profile import Character, Intention, Language
+
+
+class Transcript(BaseModel):
+    """A finished dialogue and where it comes from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    profile: str
+    """Id of the profile."""
+    story: str
+    intention: Intention
+    character: Character
+    language: Language
+    policy: str
+    """The policy's spec, as given on the command line."""
+    user: str
+    """The sentient agent's identity: kind, user type, phrasing and a hash of all that it says and weighs."""
+    preset: str
+    prompt: str
+    """Hash of the policy's system prompt."""
+    seed: int
+    think: bool
+    opening: str
+    turns: list[Turn]
+    stop: StopReason
+    score: float
+    """Final score in points, 0 where the format was broken."""
+
+    @property
+    def success(self) -> bool:
+        """Whether the final score is 100."""
+        return self.score >= 100
+
+    @property
+    def failure(self) -> bool:
+        """Whether the final score is below 10."""
+        return self.score < 10
+
+
+def record(dialogue: Dialogue, *, policy: str, user: str, prompt: str, seed: int) -> Transcript:
+    """The transcript of a finished dialogue."""
+    if dialogue.stop is None:
+        raise ValueError("the dialogue has not ended")
+    profile = dialogue.profile
+    return Transcript(
+        profile=profile.id,
+        story=profile.story.id,
+        intention=profile.intention,
+        character=profile.persona.character,
+        language=profile.language,
+        policy=policy,
+        user=user,
+        preset=dialogue.preset.name,
+        prompt=prompt,
+        seed=seed,
+        think=dialogue.think,
+        opening=dialogue.opening,
+        turns=dialogue.turns,
+        stop=dialogue.stop,
+        score=100.0 * dialogue.reward,
+    )
+
+
+def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> int:
+    """Write transcripts as JSON lines and return how many."""
+    return write_objects(path, transcripts)
+
+
+def read_transcripts(path: Path) -> list[Transcript]:
+    """Read transcripts. Raises RlverError naming file and line for a broken or foreign line."""
+    transcripts = []
+    for where, record in read_objects(path):
+        try:
+            transcripts.append(Transcript.model_validate(record))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise RlverError(f"{where}: not a transcript of version 1 ({field}: {first['msg']}).") from None
+    return transcripts

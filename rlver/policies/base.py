@@ -1,0 +1,34 @@
+"""What every policy can do: answer the simulated users of a batch of dialogues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rlver.core.dialogue import Dialogue
+
+
+class Policy(Protocol):
+    """Someone who answers. `start` once per batch of dialogues, then `reply` for those that still run.
+
+    Dialogues are named by their index in the batch, from first to last, so that a dialogue that ends early
+    never shifts the others.
+    """
+
+    @property
+    def spec(self) -> str:
+        """The name under which results are kept, e.g. `scripted:generic` or a folder."""
+
+    @property
+    def think(self) -> bool:
+        """Whether replies come as `<think>...</think>reply`."""
+
+    @property
+    def prompt_hash(self) -> str:
+        """Hash of the system prompt; empty if there is none."""
+
+    def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
+        """Take a new batch. `seeds` hold one seed per dialogue for whatever the policy draws at random."""
+
+    def reply(self, active: Sequence[int]) -> list[str]:
+        """Raw replies to the last utterance of the dialogues with these indices, in the same order."""

@@ -1,0 +1,86 @@
+"""From what people type after `--policy` to a policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from rlver.core.errors import RlverError
+from rlver.core.profile import Language
+from rlver.policies.base import Policy
+from rlver.policies.human import HumanPolicy
+from rlver.policies.scripted import SCRIPTED_NAMES, ScriptedPolicy
+
+FOLDER_FILE = "rlver.json"
+"""A trained folder says in this file what it was trained for."""
+
+
+class FolderNote(BaseModel):
+    """What `rlver.json` of a policy folder says; fields that are not listed here are let pass."""
+
+    think: bool = False
+    """Whether the policy writes `<think>...</think>` before each reply."""
+    language: Language | None = None
+    """The language that it was trained in; None means any."""
+    max_tokens: int = 256
+    """Most tokens of one reply in training."""
+
+
+def resolve_policy(
+    spec: str,
+    language: Language,
+    *,
+    think: bool | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 1.0,
+) -> Policy:
+    """The policy that `spec` names: `scripted:NAME`, `human`, or a folder with a model (`FOLDER`, `hf:FOLDER`).
+
+    Args:
+        think: think before each reply; None takes what the folder's `rlver.json` says, else no thinking. Scripted
+            and human policies never think.
+        max_tokens: most tokens of one reply of a model, thinking included; None takes what `rlver.json` says.
+        temperature: of a model's sampling; 0 takes the likeliest token.
+
+    Raises:
+        RlverError: unknown script, no such folder, no usable model in it, or one for another language.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "scripted":
+        return ScriptedPolicy(name, language)
+    if spec == "human":
+        return HumanPolicy()
+    folder = Path(name if kind == "hf" else spec)
+    if not folder.is_dir():
+        hint = f"; did you mean scripted:{spec}?" if spec in SCRIPTED_NAMES else ", no scripted:NAME and not human."
+        raise RlverError(f"{spec}: this is no folder{hint}")
+    note = read_note(folder)
+    if note.language not in (None, language):
+        raise RlverError(f"{folder}: this policy was trained in {note.language!r}, but {language!r} is asked for.")
+
+    from rlver.policies.local import LocalPolicy, load_model  # torch, which the other policies do without
+
+    model, tokenizer = load_model(folder)
+    return LocalPolicy(
+        model,
+        tokenizer,
+        language,
+        think=note.think if think is None else think,
+        spec=spec,
+        max_tokens=note.max_tokens if max_tokens is None else max_tokens,
+        temperature=temperature,
+    )
+
+
+def read_note(folder: Path) -> FolderNote:
+    """What a policy folder says of itself; the defaults if it says nothing. Raises RlverError for a broken file."""
+    path = folder / FOLDER_FILE
+    if not path.is_file():
+        return FolderNote()
+    try:
+        return FolderNote.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise RlverError(f"{path}: cannot be read as the note of a policy folder ({what}).") from None

@@ -1,0 +1,40 @@
+"""Words and sentences, in English and Chinese."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from rlver.core.profile import Language
+
+_EN_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|[^\w\s]")
+_ZH_WORD = re.compile(r"[\u4e00-\u9fff]|[A-Za-z]+|\d+|[^\w\s]")
+_SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\"”」)]*|[.!?。！？]+")
+_HAN = re.compile(r"[\u4e00-\u9fff]")
+_LATIN = re.compile(r"[A-Za-z]")
+
+
+@lru_cache(maxsize=20_000)
+def words(text: str, language: Language) -> tuple[str, ...]:
+    """Lower-case words and punctuation marks. In Chinese every character is a word of its own."""
+    if language == "zh":
+        return tuple(_ZH_WORD.findall(text.lower()))
+    return tuple(_EN_WORD.findall(text.lower().replace("\u2019", "'")))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, with their closing marks; blank ones are left out."""
+    return [part.strip() for part in _SENTENCE.findall(text) if any(char.isalnum() for char in part)]
+
+
+def script_share(text: str, language: Language) -> float:
+    """Share of letters in the script of the language, in [0, 1]; 1 for a text without letters.
+
+    A Latin word of Chinese text counts as one letter, so that a name or a brand does not make it foreign.
+    """
+    han = len(_HAN.findall(text))
+    latin = len(_LATIN.findall(text)) if language == "en" else len(re.findall(r"[A-Za-z]+", text))
+    total = han + latin
+    if total == 0:
+        return 1.0
+    return (latin if language == "en" else han) / total

@@ -1,0 +1,148 @@
+"""Pretraining of the tiny policy: a real Qwen2 model of under a million parameters, from nothing, in minutes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from rlver.core.dialogue import Dialogue
+from rlver.core.profile import Language
+from rlver.core.seeds import derive
+from rlver.policies.chat import ChatFormat
+from rlver.policies.local import Reply, Trace
+from rlver.policies.prompts import system_prompt
+from rlver.tiny.corpus import Line, write_corpus
+from rlver.tiny.model import build_model
+from rlver.tiny.tokenizer import train_tokenizer
+from rlver.train.samples import Sample, collate, from_trace, hidden_states
+
+
+class PretrainConfig(BaseModel):
+    """What decides the base policy. The defaults take about two minutes on two cores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    language: Language = "en"
+    think: bool = False
+    seed: int = 0
+    drill_steps: int = 100
+    """Steps of copying random tokens: the skill without the words. It decides whether a thing that training never
+    met can be taken up later."""
+    short_steps: int = 180
+    """Steps on dialogues of two turns whose replies all take up something of the user's story."""
+    steps: int = 260
+    """Steps on whole dialogues as the base policy shall lead them."""
+    dialogues: int = 1000
+    """Whole dialogues in the corpus, and as many short ones."""
+    batch: int = 8
+    """Whole dialogues a step; short ones are three times as many."""
+    lr: float = 3e-3
+    """Peak learning rate; linear warm-up over 5 % of the steps, then cosine decay."""
+    copied_weight: float = 4.0
+    """Loss weight of the words that a reply takes from the user's story."""
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 2
+    head_size: int = 32
+    feedforward: int = 256
+
+
+def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, float], None] | None = None) -> Path:
+    """Write a corpus, train tokenizer and model on it, and save both to `folder`, which is returned.
+
+    Args:
+        on_step: called with (step, steps in all, loss in nats per token) after each step.
+    """
+    whole = write_corpus(config.language, config.think, config.dialogues, config.seed)
+    short = write_corpus(
+        config.language, config.think, config.dialogues, derive(config.seed, "short"), good_share=1.0, replies=2
+    )
+    tokenizer = train_tokenizer(text for dialogue, _ in whole for text in _texts(dialogue))
+    chat = ChatFormat(tokenizer, system_prompt(config.language, config.think))
+    weights_seed = derive(config.seed, "weights")
+    shape = (config.hidden, config.layers, config.heads, config.head_size, config.feedforward)
+    model = build_model(tokenizer, weights_seed, *shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    rng = random.Random(derive(config.seed, "batches"))
+    stages = (
+        [[_drill(rng, len(tokenizer)) for _ in range(4 * config.batch)] for _ in range(config.drill_steps)],
+        _batches([_example(*item, chat, config) for item in short], 3 * config.batch, config.short_steps, rng),
+        _batches([_example(*item, chat, config) for item in whole], config.batch, config.steps, rng),
+    )
+    total = sum(map(len, stages))
+    model.train()
+    for step, examples in enumerate(batch for stage in stages for batch in stage):
+        rate = min(1.0, (step + 1) / (0.05 * total)) * 0.5 * (1 + math.cos(math.pi * step / total))
+        optimizer.param_groups[0]["lr"] = config.lr * rate
+        batch = collate([sample for sample, _ in examples])
+        weights = torch.cat([weight for _, weight in examples])
+        logits = model.lm_head(hidden_states(model, batch))
+        losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        loss = (losses * weights).sum() / weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if on_step:
+            on_step(step, total, float(losses.detach().mean()))
+    model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "pretrain.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _texts(dialogue: Dialogue) -> list[str]:
+    return [message.content for message in dialogue.messages()] + [turn.raw for turn in dialogue.turns]
+
+
+Example = tuple[Sample, Tensor]
+"""A sample and the loss weight of each of its trained tokens."""
+
+
+def _batches(examples: list[Example], size: int, steps: int, rng: random.Random) -> list[list[Example]]:
+    """Batches of examples; all are met before any comes again."""
+    order: list[Example] = []
+    while len(order) < size * steps:
+        order += rng.sample(examples, len(examples))
+    return [order[i * size : (i + 1) * size] for i in range(steps)]
+
+
+def _drill(rng: random.Random, vocabulary: int) -> Example:
+    """Noise, a run of random tokens, noise, the same run: the second run can be told from the first."""
+    run, before, between = ([rng.randrange(vocabulary) for _ in range(rng.randint(4, 24))] for _ in range(3))
+    start = len(before) + len(run) + len(between)
+    reply = Reply(start + 1, run[1:], [0.0] * (len(run) - 1))
+    sample = from_trace(Trace(context=[*before, *run, *between, run[0]], replies=[reply]))
+    return sample, torch.ones(len(run) - 1)
+
+
+def _example(dialogue: Dialogue, lines: list[Line], chat: ChatFormat, config: PretrainConfig) -> Example:
+    """A dialogue as the policy would have sampled it, with the loss weight of each token."""
+    trace = Trace(context=chat.opening(dialogue.opening))
+    weights: list[float] = []
+    for turn, line in zip(dialogue.turns, lines, strict=True):
+        ids, weight = _weigh(line, chat, config.copied_weight)
+        trace.replies.append(Reply(len(trace.context), ids, [0.0] * len(ids)))
+        weights += weight
+        if turn.reaction is None or turn is dialogue.turns[-1]:
+            break
+        said = [*chat.text(turn.reply), chat.stop] if dialogue.think else ids
+        trace.context += said + chat.turn(turn.reaction.utterance)
+    return from_trace(trace), torch.tensor(weights)
+
+
+def _weigh(line: Line, chat: ChatFormat, copied: float) -> tuple[list[int], list[float]]:
+    """Token ids of a reply with its closing mark, and their weights: `copied` for those of the handle."""
+    encoded = chat.tokenizer(line.raw, add_special_tokens=False, return_offsets_mapping=True)
+    at = line.raw.rfind(line.handle) if line.handle else -1
+    end = at + len(line.handle)
+    weights = [copied if at >= 0 and a < end and b > at else 1.0 for a, b in encoded["offset_mapping"]]
+    return [*encoded["input_ids"], chat.stop], [*weights, 1.0]

@@ -1,0 +1,208 @@
+"""The command line: what each command prints and writes, and one clear sentence for each bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlver.cli.main import main
+from rlver.core.profile import read_profiles
+from rlver.core.transcript import read_transcripts
+from rlver.stories import benchmark_profiles
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with exit code 1 and one line on standard error, which is returned."""
+    assert main(arguments) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("Error: ")
+    assert shown.err.count("\n") == 1
+    return shown.err
+
+
+@pytest.fixture
+def profiles_file(tmp_path: Path) -> Path:
+    path = tmp_path / "profiles.jsonl"
+    assert main(["profiles", "generate", "--n", "9", "--seed", "3", "--split", "validation", "--out", str(path)]) == 0
+    return path
+
+
+def test_bench_makes_a_table_transcripts_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["bench", "--policy", "scripted:generic", "--policy", "scripted:oracle", "--n", "4", "--repeats", "2"]
+    assert main([*arguments, "--out", str(out), "--matrix"]) == 0
+    shown = capsys.readouterr().out
+    assert "scripted:oracle" in shown and str(out / "results.json") in shown and "none" in shown
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert (found["version"], found["preset"], found["n"], found["repeats"], found["seed"]) == (1, "sage", 4, 2, 0)
+    assert found["user"].startswith("embedded/vanilla/en/heldout@")
+    generic, oracle = found["policies"]
+    assert oracle["summary"]["score"] > generic["summary"]["score"]
+    assert generic["fluent"] >= 0.95
+    transcripts = read_transcripts(Path(oracle["transcripts"]))
+    assert len(transcripts) == 8 == oracle["summary"]["n"]
+
+
+def test_bench_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], profiles_file: Path) -> None:
+    capsys.readouterr()
+    arguments = ["bench", "--policy", "scripted:random", "--profiles", str(profiles_file), "--user", "challenging"]
+    assert main([*arguments, "--json", "--preset", "paper", "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n"] == 9 and found["preset"] == "paper" and found["user"].startswith("embedded/challenging")
+    assert found["policies"][0]["fluent"] is None
+    assert main([*arguments, "--json", "--preset", "paper", "--out", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_chat_shows_how_replies_were_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = benchmark_profiles("en")[0]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nIt was not your fault, you did nothing wrong.\nGo away.\n"))
+    assert main(["chat", "--profile", profile.id, "--seed", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "1/9" in shown and "3/9" in shown
+    assert "you left the talk" in shown
+    assert profile.intention.meaning in shown
+    assert "40 -> " in shown and "misfit" in shown
+
+
+def test_chat_to_the_end_tells_why_it_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no\n" * 9))
+    assert main(["chat", "--language", "zh", "--user", "challenging", "--seed", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert "the user left" in shown
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/quit\n"))
+    assert main(["chat", "--seed", "5"]) == 0
+
+
+def test_profiles_list_show_validate(profiles_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["profiles", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [item["id"] for item in listed] == [profile.id for profile in benchmark_profiles("en")]
+    assert main(["profiles", "list", "--file", str(profiles_file), "--n", "2"]) == 0
+    ids = [profile.id for profile in read_profiles(profiles_file)]
+    shown = capsys.readouterr().out
+    assert ids[0] in shown and ids[2] not in shown
+
+    for extra in ([], ["--file", str(profiles_file)]):
+        assert main(["profiles", "show", ids[5], *extra, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == read_profiles(profiles_file)[5].model_dump(mode="json")
+    assert main(["profiles", "show", ids[5]]) == 0
+    assert read_profiles(profiles_file)[5].intention.meaning in capsys.readouterr().out
+
+    assert main(["profiles", "validate", str(profiles_file), "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["profiles"] == 9 and sum(counts["by_intention"].values()) == 9
+    assert main(["profiles", "validate", str(profiles_file)]) == 0
+    assert "intention absolve" in capsys.readouterr().out
+
+
+def test_broken_profile_files_are_named_with_their_line(
+    profiles_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    lines = profiles_file.read_text(encoding="utf-8").splitlines()
+    broken = {
+        "this line is not valid JSON": lines[1][:40],
+        "intention": lines[1].replace(f'"intention":"{json.loads(lines[1])["intention"]}"', '"intention":"money"'),
+        "must be a JSON object": "[1]",
+        "ids must be unique": lines[0],
+    }
+    for what, line in broken.items():
+        profiles_file.write_text("\n".join([lines[0], line, *lines[2:]]), encoding="utf-8")
+        for command in (
+            ["profiles", "validate"],
+            ["profiles", "list", "--file"],
+            ["bench", "--policy", "scripted:hedge", "--profiles"],
+        ):
+            message = fails([*command, str(profiles_file)], capsys)
+            assert f"{profiles_file}:2" in message and what in message
+    profiles_file.write_text("\n", encoding="utf-8")
+    assert "no profiles" in fails(["bench", "--policy", "scripted:hedge", "--profiles", str(profiles_file)], capsys)
+    missing = str(profiles_file.with_name("missing.jsonl"))
+    assert missing in fails(["profiles", "validate", missing], capsys)
+
+
+def test_bad_policies_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def bench(spec: str) -> str:
+        return fails(["bench", "--policy", spec, "--n", "1", "--out", str(tmp_path / "out")], capsys)
+
+    assert "choose one of absolve" in bench("scripted:kind")
+    assert "did you mean scripted:oracle" in bench("oracle")
+    missing = str(tmp_path / "nowhere")
+    assert missing in bench(missing) and missing in bench(f"hf:{missing}")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "rlver.json").write_text('{"language": "zh", "think": true}', encoding="utf-8")
+    assert "'zh'" in bench(str(tmp_path))
+    (tmp_path / "rlver.json").write_text("{", encoding="utf-8")
+    assert "rlver.json" in bench(str(tmp_path))
+    (tmp_path / "rlver.json").write_text('{"think": false}', encoding="utf-8")
+    assert "config.json is missing" in bench(str(tmp_path))
+
+
+def test_other_bad_input_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], profiles_file: Path
+) -> None:
+    capsys.readouterr()
+    bench = ["bench", "--policy", "scripted:hedge", "--out", str(tmp_path / "out")]
+    assert "sage, release, paper" in fails([*bench, "--preset", "hard"], capsys)
+    assert "sage, release, paper" in fails(["chat", "--preset", "hard"], capsys)
+    assert "only 9" in fails([*bench, "--profiles", str(profiles_file), "--n", "10"], capsys)
+    assert "--language en" in fails([*bench, "--profiles", str(profiles_file), "--language", "zh"], capsys)
+    assert "no profile 'nobody'" in fails(["chat", "--profile", "nobody"], capsys)
+    assert "no profile" in fails(["profiles", "show", "en-train-0-0001-nothing"], capsys)
+    assert "--language en" in fails(["chat", "--language", "zh", "--profile", benchmark_profiles("en")[0].id], capsys)
+    blocked = tmp_path / "file"
+    blocked.write_text("", encoding="utf-8")
+    assert str(blocked) in fails([*bench[:3], "--n", "1", "--out", str(blocked)], capsys)
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["bench"],
+        ["bench", "--policy", "scripted:hedge", "--n", "0"],
+        ["bench", "--policy", "scripted:hedge", "--language", "fr"],
+        ["profiles", "generate", "--n", "0", "--out", "x.jsonl"],
+        ["profiles", "list", "--split", "all"],
+        ["fly"],
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err
+
+
+def test_leaving_a_benchmark_is_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello.\n"))
+    assert main(["bench", "--policy", "human", "--n", "2", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("Interrupted.\n")
+
+
+def test_the_module_runs_fast_and_without_torch() -> None:
+    code = "import sys, rlver.cli.main; raise SystemExit('torch' in sys.modules)"
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
+    shown = subprocess.run(
+        [sys.executable, "-m", "rlver", "--version"], env=environment, timeout=60, capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and shown.stdout.startswith("rlver ")
+    failed = subprocess.run(
+        [sys.executable, "-m", "rlver", "bench", "--policy", "scripted:x"],
+        env=environment, timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert failed.returncode == 1 and failed.stderr.startswith("Error: ") and "Traceback" not in failed.stderr
