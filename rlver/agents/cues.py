@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
@@ -187,9 +188,8 @@ def read_cues(dialogue: Dialogue) -> Cues:
         questions=reply.count("?") + reply.count("？"),
         foreign=foreign,
         garbled=max((_garbled(sentence, language) for sentence in sentences(reply[:20_000])), default=0.0),
-        doubled=sum(a == b and a.isalpha() for a, b in zip(tokens, tokens[1:], strict=False))
-        if language == "en"
-        else 0,
+        # Chinese doubles characters all the time, so only English is checked.
+        doubled=sum(a == b and a.isalpha() for a, b in pairwise(tokens)) if language == "en" else 0,
         unfinished=bool(reply) and not _ENDING.search(reply),
         wrong_language=script_share(reply, language) < 0.5,
     )

@@ -108,7 +108,7 @@ def judge(cues: Cues, dialogue: Dialogue, user: UserType) -> tuple[int, list[Rea
         add("misfit", (2.0 if answered else 6.0) * worst)
     if not any(act in NEED_ACTS for act in cues.acts):
         add("generic", -2.0)
-    spread = max(2, cues.length // 20)
+    spread = 3 if cues.length >= 40 else 2
     add("scattered", -2.5 * max(0, len(need_acts(cues)) - spread))
 
     # 2. Does it see my story? That counts for less if the reply misses the need, least for a guarded user.

@@ -47,7 +47,8 @@ _MEANINGS = {
 }
 
 _FAREWELL = re.compile(
-    r"(\b(good-?\s?bye|bye(\s?-?bye)?|see you( later| around| soon| tomorrow)?|farewell)\W*$)|((再见|拜拜|再会|回头见)\W*$)",
+    r"(?<!without saying )\b(good-?\s?bye|bye(\s?-?bye)?|(?<!to )see you( later| around| soon| tomorrow)?|farewell)\W*$"
+    r"|(再见|拜拜|再会|回头见)[啦了吧哦]?\W*$",
     re.IGNORECASE,
 )
 

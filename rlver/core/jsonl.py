@@ -33,6 +33,8 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise RlverError(f"{where}: this line is not valid JSON ({error.msg} at column {error.colno}).") from None
+        except (RecursionError, ValueError):
+            raise RlverError(f"{where}: this line is not valid JSON (nested too deep, or a number too long).") from None
         if not isinstance(record, dict):
             raise RlverError(f"{where}: this line must be a JSON object, not {type(record).__name__}.")
         yield where, record

@@ -86,7 +86,7 @@ def _persona(record: dict[str, Any]) -> Persona:
         match = re.search(rf"{label}\**\s*[：:]\s*\**\s*(\S+)", text)
         return match[1].strip("*。；;，") if match else ""
 
-    age = re.search(r"\d+", field("年龄"))
+    age = re.search(r"\d{1,3}", field("年龄"))
     gender = field("性别")
     traits = record.get("cha_group") or ()
     character = str(record.get("main_cha") or "")
@@ -119,8 +119,8 @@ def _facts(scene: str, name: str, limit: int = 12) -> tuple[Fact, ...]:
     for sentence in told:
         handle = _handle(sentence, grams, used)
         used.add(handle)
-        kind = next((kind for pattern, kind in _KINDS if re.search(pattern, sentence)), "event")
-        facts.append(Fact(say=sentence, handle=handle, kind=kind))
+        kind = next((kind for pattern, kind in _KINDS if re.search(pattern, sentence)), None)
+        facts.append(Fact(say=sentence, handle=handle, kind=kind or "event"))
     return tuple(facts)
 
 

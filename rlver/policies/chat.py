@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
@@ -27,8 +28,10 @@ class ChatFormat:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TemplateError) as error:
             raise RlverError(f"{tokenizer.name_or_path}: its chat template cannot be used ({error}).") from None
+        if system not in str(text):
+            raise RlverError(f"{tokenizer.name_or_path}: its chat template drops the system prompt.")
         parts = [str(text)]
         for mark in (first, reply, second):
             *before, last = parts
@@ -43,7 +46,7 @@ class ChatFormat:
             )
         if tail != answer:
             raise RlverError(f"{tokenizer.name_or_path}: its chat template opens later replies in another way.")
-        self.stop: int = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+        self.stop: int = int(tokenizer.eos_token_id)
         self._head = self._template(head)
         self._answer = self._template(answer)
         self._back = self._template(back[len(tokenizer.eos_token) :])

@@ -66,7 +66,9 @@ class RaggedCache(Cache):
         """Say where the next forward pass over the first A places writes, (A, n), and how many slots it may see."""
         self.positions, self.visible = positions, visible
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[override]
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Called by the model's attention: states are (A, heads, n, head size)."""
         count = len(key_states)
         at = (torch.arange(count, device=key_states.device)[:, None], slice(None), self.positions)

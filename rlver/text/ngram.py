@@ -61,7 +61,7 @@ class NgramModel:
         return [self._log2(*tokens[i - 2 : i + 1]) for i in range(2, len(tokens))]
 
     def worst_window(self, text: str, size: int = 8) -> float:
-        """Mean base-2 log probability of the least likely stretch of `size` words: garble cannot hide in a long text."""
+        """Mean base-2 log probability of the least likely `size` words in a row: garble cannot hide in a long text."""
         logs = self.log2s(text)
         if len(logs) <= size:
             return sum(logs) / len(logs)

@@ -43,7 +43,9 @@ class PretrainConfig(BaseModel):
     batch: int = 8
     """Whole dialogues a step; short ones are three times as many."""
     lr: float = 3e-3
-    """Peak learning rate; linear warm-up over 5 % of the steps, then cosine decay."""
+    """Peak learning rate of AdamW; linear warm-up over 5 % of the steps, then cosine decay."""
+    matrix_lr: float = 0.02
+    """Peak learning rate of Muon, which trains the weight matrices: it needs about a third fewer steps."""
     copied_weight: float = 4.0
     """Loss weight of the words that a reply takes from the user's story."""
     hidden: int = 128
@@ -68,7 +70,12 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     weights_seed = derive(config.seed, "weights")
     shape = (config.hidden, config.layers, config.heads, config.head_size, config.feedforward)
     model = build_model(tokenizer, weights_seed, *shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = {
+        torch.optim.Muon(matrices, weight_decay=0.01): config.matrix_lr,
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01): config.lr,
+    }
     rng = random.Random(derive(config.seed, "batches"))
     stages = (
         [[_drill(rng, len(tokenizer)) for _ in range(4 * config.batch)] for _ in range(config.drill_steps)],
@@ -79,16 +86,18 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     model.train()
     for step, examples in enumerate(batch for stage in stages for batch in stage):
         rate = min(1.0, (step + 1) / (0.05 * total)) * 0.5 * (1 + math.cos(math.pi * step / total))
-        optimizer.param_groups[0]["lr"] = config.lr * rate
+        for optimizer, lr in optimizers.items():
+            optimizer.param_groups[0]["lr"] = lr * rate
         batch = collate([sample for sample, _ in examples])
         weights = torch.cat([weight for _, weight in examples])
         logits = model.lm_head(hidden_states(model, batch))
         losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         loss = (losses * weights).sum() / weights.sum()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if on_step:
             on_step(step, total, float(losses.detach().mean()))
     model.eval()

@@ -64,7 +64,7 @@ def gae(rewards: Tensor, values: Tensor, gammas: Tensor, lams: Tensor) -> tuple[
         advantages (T,) and returns (T,), the critic's targets.
     """
     advantages = torch.zeros_like(values)
-    following_advantage = following_value = 0.0
+    following_advantage = following_value = torch.zeros(())
     for t in range(len(values) - 1, -1, -1):
         delta = rewards[t] + gammas[t] * following_value - values[t]
         advantages[t] = following_advantage = delta + gammas[t] * lams[t] * following_advantage

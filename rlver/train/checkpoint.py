@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Checkpoints:
         tokenizer: PreTrainedTokenizerBase,
         facts: dict[str, Any],
         critic: Critic | None,
-        optimizers: dict[str, Optimizer],
+        optimizers: Mapping[str, Optimizer],
     ) -> Path:
         """Write the state after `step` steps. It appears under its name only when it is whole."""
         target = self.folder / f"step-{step:06d}"
@@ -71,7 +72,7 @@ class Checkpoints:
         return target
 
     def load(
-        self, folder: Path, model: PreTrainedModel, critic: Critic | None, optimizers: dict[str, Optimizer]
+        self, folder: Path, model: PreTrainedModel, critic: Critic | None, optimizers: Mapping[str, Optimizer]
     ) -> int:
         """Restore a checkpoint into these objects and return its step.
 

@@ -49,7 +49,7 @@ class TrainConfig(BaseModel):
     warmup: int = Field(3, ge=0)
     """Steps over which the learning rates rise to their value."""
     gamma: float = Field(0.5, ge=0, le=1)
-    """Discount from one turn to the next for `turn` credit (`terminal` has none); tokens of a turn are not discounted."""
+    """Discount from one turn to the next for `turn` credit; `terminal` has none, nor have tokens of one turn."""
     lam: float = Field(1.0, ge=0, le=1)
     """GAE's lambda from one turn to the next."""
     clip: float = Field(0.2, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from rlver.core.dialogue import Dialogue
@@ -23,7 +24,7 @@ def turn_rewards(dialogue: Dialogue, credit: Credit) -> list[float]:
     scores = [dialogue.preset.start, *(turn.score for turn in dialogue.turns)]
     if dialogue.turns[-1].reaction is None:
         scores[-1] = 0.0
-    return [(after - before) / 10.0 for before, after in zip(scores[:-1], scores[1:], strict=True)]
+    return [(after - before) / 10.0 for before, after in pairwise(scores)]
 
 
 def returns(rewards: Sequence[float], gamma: float) -> list[float]:

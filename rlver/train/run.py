@@ -73,7 +73,7 @@ def run(
     profiles = read_profiles(Path(config.profiles)) if config.profiles else None
     if profiles and any(profile.language != config.language for profile in profiles):
         raise RlverError(f"{config.profiles}: holds profiles that are not in {config.language!r}; set --language.")
-    facts = {
+    facts: dict[str, Any] = {
         "version": version(),
         "think": config.think,
         "language": config.language,

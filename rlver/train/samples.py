@@ -71,8 +71,9 @@ def from_trace(trace: Trace) -> Sample:
         sources += [reply.start - 1, *range(first, first + len(reply.ids) - 1)]
         turns += [turn] * len(reply.ids)
     logprobs = [p for reply in trace.replies for p in reply.logprobs]
-    tensors = (torch.tensor(x, dtype=torch.long) for x in (ids, positions, branches, limits, trained, sources, turns))
-    return Sample(*tensors, logprobs=torch.tensor(logprobs))
+    columns = (ids, positions, branches, limits, trained, sources, turns)
+    tensors = [torch.tensor(column, dtype=torch.long) for column in columns]
+    return Sample(*tensors, torch.tensor(logprobs))  # type: ignore[call-arg]  # mypy does not count unpacked lists
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
     positions = pad([s.positions for s in samples], 0)
     mask = None
     # One branch at the very end is plain causal attention; right padding is never seen in it.
-    if any(bool((s.limits != torch.arange(1, len(s) + 1))[s.branches == TRUNK].any()) or _tree(s) for s in samples):
+    if any(map(_is_tree, samples)):
         branches = pad([s.branches for s in samples], TRUNK)
         limits = pad([s.limits for s in samples], 1)
         own = (branches[:, :, None] == branches[:, None, :]) & (branches[:, :, None] != TRUNK)
@@ -120,12 +121,12 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
     )
 
 
-def _tree(sample: Sample) -> bool:
+def _is_tree(sample: Sample) -> bool:
     """Whether some token does not see all before it."""
-    branch = sample.branches[-1]
-    start = int((sample.branches == TRUNK).sum())
-    one = bool((sample.branches[start:] == branch).all())
-    return not (one and (start == len(sample) or int(sample.limits[-1]) == start))
+    inside = sample.branches != TRUNK
+    return bool(
+        (sample.branches[inside] != sample.branches[-1]).any() or (sample.limits[inside] != (~inside).sum()).any()
+    )
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
