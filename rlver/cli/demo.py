@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlver.agents.base import UserType
 from rlver.cli.options import LanguageOption, SeedOption, UserOption
 from rlver.core.errors import RlverError
+from rlver.core.profile import Language
 
 if TYPE_CHECKING:
+    from rlver.agents.speech import Phrasing
     from rlver.benchmark.results import PolicyResult
+    from rlver.core.profile import Profile
     from rlver.core.transcript import Transcript
 
 BASELINES = ("scripted:generic", "scripted:empathise", "scripted:praise", "scripted:hedge", "scripted:oracle")
@@ -33,6 +37,12 @@ def demo(
     user: UserOption = "vanilla",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 50,
     n: Annotated[int, typer.Option(min=8, max=100, help="Benchmark dialogues per policy.")] = 100,
+    compare: Annotated[
+        bool, typer.Option("--terminal/--no-terminal", help="Also train with the terminal reward, for comparison.")
+    ] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A clumsy base and a short run, to see that it works.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
@@ -57,17 +67,17 @@ def demo(
         shutil.rmtree(out)
     options = {"seed": seed, "language": language, "user": user, "steps": steps}
     config = load_config(None, [], options)
-    base_of(config)
-    terminal = _start_terminal_run(options, out / "terminal")
+    base = base_of(config, quick)
+    terminal = _start_terminal_run(base, options, out / "terminal") if compare else None
     try:
-        train_with_progress(config, out / "turn", resume=False)
-        if terminal.wait() != 0:
+        train_with_progress(config, out / "turn", resume=False, base=base)
+        if terminal is not None and terminal.wait() != 0:
             log = (out / "terminal.log").read_text(encoding="utf-8").strip().splitlines()
             raise RlverError(
                 f"{out / 'terminal'}: the run with the terminal reward failed ({log[-1] if log else 'no output'})."
             )
     finally:
-        if terminal.poll() is None:
+        if terminal is not None and terminal.poll() is None:
             terminal.terminate()
 
     results, dialogues = _benchmark(config.language, config.user, config.preset, seed, n, out)
@@ -83,10 +93,10 @@ def demo(
         for name in ("base", "trained"):
             console.rule(f"{dialogues[name][number].profile}: {name}")
             console.print(transcript_text(dialogues[name][number], preset.start))
-    curve = learning_curve(
-        {"turn credit": out / "turn" / "metrics.jsonl", "terminal reward": out / "terminal" / "metrics.jsonl"},
-        out / "learning_curve.png",
-    )
+    curves = {"turn credit": out / "turn" / "metrics.jsonl"}
+    if compare:
+        curves["terminal reward"] = out / "terminal" / "metrics.jsonl"
+    curve = learning_curve(curves, out / "learning_curve.png")
     summary = {
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),
@@ -105,10 +115,21 @@ def demo(
     console.print(f"Trained policy: {out / 'turn' / 'policy'}  ({summary['seconds']:.0f} s in all)", highlight=False)
 
 
-def _start_terminal_run(options: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+def _start_terminal_run(base: Path, options: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     """Train with the terminal reward in a process of its own: two runs of one thread each beat one of two."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "rlver", "train", "--credit", "terminal", "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "rlver",
+        "train",
+        "--policy",
+        str(base),
+        "--credit",
+        "terminal",
+        "--out",
+        str(folder),
+    ]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     with folder.with_suffix(".log").open("wb") as log:
@@ -116,7 +137,7 @@ def _start_terminal_run(options: dict[str, Any], folder: Path) -> subprocess.Pop
 
 
 def _benchmark(
-    language: Any, user: Any, preset: str, seed: int, n: int, out: Path
+    language: Language, user: UserType, preset: str, seed: int, n: int, out: Path
 ) -> tuple[list[PolicyResult], dict[str, list[Transcript]]]:
     """Benchmark base, trained and scripted policies; the base's own replies set the bar for fluency."""
     from rlver.agents import EmbeddedAgent
@@ -131,18 +152,19 @@ def _benchmark(
 
     seen = generate(language, "train", n, seed)
     held_out = benchmark_profiles(language)[:n]
-    runs = [
+    runs: list[tuple[str, str, list[Profile], Phrasing]] = [
         ("base", str(out / "turn" / "base"), held_out, "heldout"),
         ("trained", str(out / "turn" / "policy"), held_out, "heldout"),
-        ("terminal reward", str(out / "terminal" / "policy"), held_out, "heldout"),
         ("trained, seen stories", str(out / "turn" / "policy"), seen, "train"),
         *((name, name, held_out, "heldout") for name in BASELINES),
     ]
+    if (out / "terminal" / "policy").is_dir():
+        runs.insert(2, ("terminal reward", str(out / "terminal" / "policy"), held_out, "heldout"))
     results, dialogues, check = [], {}, None
     with Steps("Benchmark") as bar:
         for number, (name, spec, profiles, phrasing) in enumerate(runs):
             policy = resolve_policy(spec, language)
-            agent = EmbeddedAgent(language, user, phrasing)  # type: ignore[arg-type]
+            agent = EmbeddedAgent(language, user, phrasing)
             found = run_benchmark(profiles, policy, agent, get_preset(preset), seed)
             path = out / "transcripts" / f"{name.replace(', ', '-').replace(' ', '-').replace(':', '-')}.jsonl"
             write_transcripts(path, found)

@@ -111,7 +111,7 @@ def train(
     )
 
 
-def base_of(config: TrainConfig) -> Path:
+def base_of(config: TrainConfig, quick: bool = False) -> Path:
     """The folder of the policy that a run starts from; the tiny one is pretrained, with a progress bar, if need be."""
     if config.policy != "tiny":
         return Path(config.policy)
@@ -128,8 +128,11 @@ def base_of(config: TrainConfig) -> Path:
         )
 
 
-def train_with_progress(config: TrainConfig, folder: Path, resume: bool) -> dict[str, float]:
+def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: Path | None = None) -> dict[str, float]:
     """Run the training with a progress bar and return the metrics of the last step.
+
+    Args:
+        base: folder of the policy to start from; by default what `config.policy` names.
 
     Raises:
         typer.Exit: stopped by Ctrl-C, with the state saved (exit code 130).
@@ -137,7 +140,8 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool) -> dict
     from rlver.cli.progress import Steps
     from rlver.train.run import Interrupted, run
 
-    base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)
+    if base is None:
+        base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)
     last: dict[str, float] = {}
 
     def show(step: int, metrics: dict[str, float]) -> None:

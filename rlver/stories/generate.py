@@ -70,7 +70,9 @@ def _profile(
 ) -> Profile:
     words = read_yaml("rlver.stories", f"data/personas.{language}.yaml")
     pool = "train" if split == "train" else "heldout"
-    names = {key: rng.choice(words["names"][other.gender][pool]) for key, other in spec.people.items()}
+    names: dict[str, str] = {
+        str(key): rng.choice(words["names"][other.gender][pool]) for key, other in spec.people.items()
+    }
     if len(set(names.values())) < len(names):
         names["b"] = next(name for name in words["names"][spec.people["b"].gender][pool] if name != names["a"])
     gender = rng.choice(("f", "m"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 from rlver.core.data import digest, read_text
 from rlver.core.profile import Language
@@ -18,14 +19,20 @@ def base_policy(
     seed: int,
     root: Path = Path("runs/base"),
     on_step: Callable[[int, int, float], None] | None = None,
+    quick: bool = False,
 ) -> Path:
     """The folder of the untrained tiny policy, pretrained now if it is not there yet.
 
     Its name carries a hash of all that it is made from, so a folder of that name is that policy.
+
+    Args:
+        on_step: called with (step, steps in all, loss) after each step.
+        quick: pretrain for less than half as long, for trying things out; the policy stays clumsy.
     """
     from rlver.tiny import corpus, model, pretrain, tokenizer
 
-    config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
+    scale = {"dialogues": 400, "short_steps": 90, "steps": 90} if quick else {}
+    config = pretrain.PretrainConfig(language=language, think=think, seed=seed, **scale)
     sources = [inspect.getsource(module) for module in (corpus, model, pretrain, tokenizer)]
     data = [
         read_text("rlver.tiny", f"data/replies.{language}.yaml"),
@@ -33,9 +40,12 @@ def base_policy(
     ]
     mark = digest(config.model_dump_json(), *sources, *data)
     folder = root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{mark}"
-    if not (folder / "config.json").is_file():
-        part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
-        pretrain.pretrain(config, part, on_step)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    # Runs that start side by side share one base: the first makes it, the others wait.
+    with FileLock(root / f".{folder.name}.lock"):
+        if not folder.is_dir():
+            part = root / f".part-{folder.name}"
+            shutil.rmtree(part, ignore_errors=True)
+            pretrain.pretrain(config, part, on_step)
+            part.replace(folder)
     return folder

@@ -31,7 +31,7 @@ class PretrainConfig(BaseModel):
     language: Language = "en"
     think: bool = False
     seed: int = 0
-    drill_steps: int = 100
+    drill_steps: int = 70
     """Steps of copying random tokens: the skill without the words. It decides whether a thing that training never
     met can be taken up later."""
     short_steps: int = 180
