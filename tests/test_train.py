@@ -377,7 +377,7 @@ def test_ppo_discounts_turns_and_not_tokens(
 
 @algos
 def test_reward_goes_up(speakers: Any, words: Any, algo: str) -> None:
-    trainer = make(speakers, words, Toy(liked="w", leaves=False, turns=2), algo=algo, lr=1e-2, critic_lr=1e-2)
+    trainer = make(speakers, words, Toy(liked="w", leaves=False, turns=3), algo=algo, lr=1e-2, critic_lr=1e-2)
     rewards = [trainer.step(step)[0]["reward"] for step in range(20)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:2]) + 0.15, rewards
 

@@ -76,11 +76,11 @@ def train(
       rlver train --out runs/mine --resume
     """
     from rlver.train.config import load_config
+    from rlver.train.run import profiles_of, stored_config
 
     if resume and out is None:
         raise RlverError("--resume needs --out: say which run to go on with.")
     folder = out or Path("runs/train") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    stored = folder / "config.json"
     options = {
         "policy": policy,
         "algo": algo,
@@ -93,11 +93,11 @@ def train(
         "steps": steps,
         "seed": seed,
     }
-    if resume and config is None and stored.is_file():
-        options = json.loads(stored.read_text(encoding="utf-8"))["config"] | {
-            k: v for k, v in options.items() if v is not None
-        }
+    if resume and config is None and (folder / "config.json").is_file():
+        given = {key: value for key, value in options.items() if value is not None}
+        options = stored_config(folder) | given
     chosen = load_config(config, settings or [], options)
+    profiles_of(chosen)  # a broken file is told before minutes of pretraining
     metrics = train_with_progress(chosen, folder, resume)
     trained = folder / "policy"
     if as_json:

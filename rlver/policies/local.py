@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from rlver.core.dialogue import Dialogue
 from rlver.core.errors import RlverError
@@ -52,6 +53,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
         raise RlverError(f"{path}: there is no such folder; a policy folder holds config.json and model.safetensors.")
     if not (path / "config.json").is_file():
         raise RlverError(f"{path}: this folder holds no model (config.json is missing).")
+    disable_progress_bar()  # loading takes no time worth a bar, and the bars would stand between our lines
     try:
         model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)

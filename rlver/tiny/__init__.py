@@ -9,8 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from rlver.agents import EmbeddedAgent
 from rlver.core.data import digest, read_text
 from rlver.core.profile import Language
+from rlver.policies.prompts import system_prompt
+from rlver.stories import load_stories
 
 
 def base_policy(
@@ -35,8 +38,11 @@ def base_policy(
     config = pretrain.PretrainConfig(language=language, think=think, seed=seed, **scale)
     sources = [inspect.getsource(module) for module in (corpus, model, pretrain, tokenizer)]
     data = [
+        EmbeddedAgent(language).identity,
+        system_prompt(language, think),
         read_text("rlver.tiny", f"data/replies.{language}.yaml"),
-        read_text("rlver.agents", f"data/speech.{language}.yaml"),
+        read_text("rlver.stories", f"data/personas.{language}.yaml"),
+        *(story.model_dump_json() for story in load_stories(language, "train")),
     ]
     mark = digest(config.model_dump_json(), *sources, *data)
     folder = root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{mark}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rlver.agents.base import UserType
 from rlver.agents.embedded import EmbeddedAgent
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue
@@ -23,7 +24,7 @@ from rlver.stories.generate import generate
 
 GOOD_SHARE = 0.4
 """Share of replies that are good: about what leaves the untrained policy where Qwen2.5-7B-Instruct starts."""
-APT_SHARE = 0.4
+APT_SHARE = 0.8
 """Share of good replies whose act is the one that the user hinted at; the others' act is drawn at random."""
 INSIGHT_SHARE = 0.75
 """Share of thoughts that name the need, where the user has hinted at it; the reply does not depend on them."""
@@ -62,6 +63,8 @@ class Line:
     raw: str
     handle: str
     """The thing of the user's story that it takes up; empty if none."""
+    deed: str = ""
+    """The sentence with which it does its act; empty if it does none."""
 
 
 class CorpusAuthor:
@@ -90,7 +93,7 @@ class CorpusAuthor:
             dialogue, rng = self._dialogues[index], self._rngs[index]
             line = self._good(dialogue, rng) if rng.random() < self._good_share else self._generic(rng)
             if self.think:
-                line = Line(f"{OPEN}{self._thought(dialogue, rng)}{CLOSE}{line.raw}", line.handle)
+                line = replace(line, raw=f"{OPEN}{self._thought(dialogue, rng)}{CLOSE}{line.raw}")
             self.written[index].append(line)
             texts.append(line.raw)
         return texts
@@ -111,13 +114,14 @@ class CorpusAuthor:
         if not _hinted(dialogue) or rng.random() >= APT_SHARE:
             act = rng.choice(list(Intention))
         lines = self._lines["acts"][act]
+        plain = rng.choice(lines["plain"])
         if not handle:
-            return Line(self._joint.join(rng.sample(lines["plain"], 2)), "")
+            return Line(plain, "", plain)
         if rng.random() < 0.5:
-            parts = [rng.choice(lines["with"]), rng.choice(lines["plain"])]
-        else:
-            parts = [rng.choice(self._lines["specific"]), rng.choice(lines["plain"])]
-        return Line(self._joint.join(parts).replace("{h}", handle), handle)
+            first = rng.choice(lines["with"]).replace("{h}", handle)
+            return Line(self._joint.join([first, plain]), handle, first)
+        first = rng.choice(self._lines["specific"]).replace("{h}", handle)
+        return Line(self._joint.join([first, plain]), handle, plain)
 
     def _thought(self, dialogue: Dialogue, rng: random.Random) -> str:
         thoughts = self._lines["thoughts"]
@@ -139,9 +143,15 @@ def _last_handle(dialogue: Dialogue) -> str:
 
 
 def write_corpus(
-    language: Language, think: bool, count: int, seed: int, good_share: float = GOOD_SHARE, replies: int | None = None
+    language: Language,
+    think: bool,
+    count: int,
+    seed: int,
+    good_share: float = GOOD_SHARE,
+    replies: int | None = None,
+    users: Sequence[UserType] = ("vanilla", "challenging"),
 ) -> list[tuple[Dialogue, list[Line]]]:
-    """Play `count` dialogues between the author and the simulated user, half vanilla and half challenging.
+    """Play `count` dialogues between the author and simulated users, as many of each of the given types.
 
     Args:
         good_share: share of good replies.
@@ -150,11 +160,11 @@ def write_corpus(
     corpus = []
     preset = PRESETS["sage"].model_copy(update={"replies": replies} if replies else {})
     profiles = generate(language, "train", count, derive(seed, "corpus"))
-    for half, user in enumerate(("vanilla", "challenging")):
+    for part, user in enumerate(users):
         rng = random.Random(derive(seed, "corpus", user))
-        mine = [_swap_things(profile, profiles, rng) for profile in profiles[half::2]]
+        mine = [_swap_things(profile, profiles, rng) for profile in profiles[part :: len(users)]]
         author = CorpusAuthor(language, think, good_share)
-        agent = EmbeddedAgent(language, user)  # type: ignore[arg-type]
+        agent = EmbeddedAgent(language, user)
         dialogues = play(mine, author, agent, preset, seed=derive(seed, user))
         corpus += list(zip(dialogues, author.written, strict=True))
     random.Random(derive(seed, "order")).shuffle(corpus)

@@ -31,23 +31,24 @@ class PretrainConfig(BaseModel):
     language: Language = "en"
     think: bool = False
     seed: int = 0
-    drill_steps: int = 70
+    drill_steps: int = 60
     """Steps of copying random tokens: the skill without the words. It decides whether a thing that training never
     met can be taken up later."""
-    short_steps: int = 180
-    """Steps on dialogues of two turns whose replies all take up something of the user's story."""
-    steps: int = 260
+    short_steps: int = 220
+    """Steps on dialogues of three turns in which most replies take up something of the user's story."""
+    steps: int = 200
     """Steps on whole dialogues as the base policy shall lead them."""
     dialogues: int = 1000
     """Whole dialogues in the corpus, and as many short ones."""
     batch: int = 8
-    """Whole dialogues a step; short ones are three times as many."""
+    """Whole dialogues a step; short ones are twice as many."""
     lr: float = 3e-3
     """Peak learning rate of AdamW; linear warm-up over 5 % of the steps, then cosine decay."""
     matrix_lr: float = 0.02
     """Peak learning rate of Muon, which trains the weight matrices: it needs about a third fewer steps."""
-    copied_weight: float = 4.0
-    """Loss weight of the words that a reply takes from the user's story."""
+    marked_weight: float = 4.0
+    """Loss weight of the words that a reply takes from the user's story, and of those that begin its act: the two
+    places where a reply depends on what the user said."""
     hidden: int = 128
     layers: int = 2
     heads: int = 2
@@ -63,7 +64,13 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     """
     whole = write_corpus(config.language, config.think, config.dialogues, config.seed)
     short = write_corpus(
-        config.language, config.think, config.dialogues, derive(config.seed, "short"), good_share=1.0, replies=2
+        config.language,
+        config.think,
+        config.dialogues,
+        derive(config.seed, "short"),
+        good_share=0.7,
+        replies=3,
+        users=("vanilla",),
     )
     tokenizer = train_tokenizer(text for dialogue, _ in whole for text in _texts(dialogue))
     chat = ChatFormat(tokenizer, system_prompt(config.language, config.think))
@@ -79,7 +86,7 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     rng = random.Random(derive(config.seed, "batches"))
     stages = (
         [[_drill(rng, len(tokenizer)) for _ in range(4 * config.batch)] for _ in range(config.drill_steps)],
-        _batches([_example(*item, chat, config) for item in short], 3 * config.batch, config.short_steps, rng),
+        _batches([_example(*item, chat, config) for item in short], 2 * config.batch, config.short_steps, rng),
         _batches([_example(*item, chat, config) for item in whole], config.batch, config.steps, rng),
     )
     total = sum(map(len, stages))
@@ -138,7 +145,7 @@ def _example(dialogue: Dialogue, lines: list[Line], chat: ChatFormat, config: Pr
     trace = Trace(context=chat.opening(dialogue.opening))
     weights: list[float] = []
     for turn, line in zip(dialogue.turns, lines, strict=True):
-        ids, weight = _weigh(line, chat, config.copied_weight)
+        ids, weight = _weigh(line, chat, config.marked_weight)
         trace.replies.append(Reply(len(trace.context), ids, [0.0] * len(ids)))
         weights += weight
         if turn.reaction is None or turn is dialogue.turns[-1]:
@@ -148,10 +155,18 @@ def _example(dialogue: Dialogue, lines: list[Line], chat: ChatFormat, config: Pr
     return from_trace(trace), torch.tensor(weights)
 
 
-def _weigh(line: Line, chat: ChatFormat, copied: float) -> tuple[list[int], list[float]]:
-    """Token ids of a reply with its closing mark, and their weights: `copied` for those of the handle."""
+def _weigh(line: Line, chat: ChatFormat, marked: float) -> tuple[list[int], list[float]]:
+    """Token ids of a reply with its closing mark, and their loss weights."""
     encoded = chat.tokenizer(line.raw, add_special_tokens=False, return_offsets_mapping=True)
-    at = line.raw.rfind(line.handle) if line.handle else -1
-    end = at + len(line.handle)
-    weights = [copied if at >= 0 and a < end and b > at else 1.0 for a, b in encoded["offset_mapping"]]
+    spans = []
+    if line.handle:
+        at = line.raw.rfind(line.handle)
+        spans.append((at, at + len(line.handle)))
+    if line.deed:
+        at = line.raw.rfind(line.deed)
+        spans.append((at, at + max(4, len(line.deed) // 3)))
+    weights = [
+        marked if any(start < end and stop > begin for begin, end in spans) else 1.0
+        for start, stop in encoded["offset_mapping"]
+    ]
     return [*encoded["input_ids"], chat.stop], [*weights, 1.0]

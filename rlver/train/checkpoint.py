@@ -46,6 +46,10 @@ class Checkpoints:
         found = sorted(self.folder.glob("step-??????"))
         return found[-1] if found else None
 
+    def of(self, step: int) -> Path:
+        """Where the checkpoint after so many steps lies, or will."""
+        return self.folder / f"step-{step:06d}"
+
     def save(
         self,
         step: int,
@@ -56,7 +60,7 @@ class Checkpoints:
         optimizers: Mapping[str, Optimizer],
     ) -> Path:
         """Write the state after `step` steps. It appears under its name only when it is whole."""
-        target = self.folder / f"step-{step:06d}"
+        target = self.of(step)
         part = self.folder / f".part-{step:06d}"
         shutil.rmtree(part, ignore_errors=True)
         save_policy(part / "policy", model, tokenizer, facts)
@@ -80,7 +84,7 @@ class Checkpoints:
             RlverError: the checkpoint is damaged or belongs to another model.
         """
         try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            step = _read_step(folder / "state.json")
             _load_into(model, load_file(folder / "policy" / "model.safetensors"))
             if critic is not None:
                 _load_into(critic, load_file(folder / "critic.safetensors"))
@@ -91,7 +95,14 @@ class Checkpoints:
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise RlverError(f"{folder}: this checkpoint belongs to another model ({reason}).") from None
-        return int(state["step"])
+        return step
+
+
+def _read_step(file: Path) -> int:
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError):
+        raise OSError(f"{file.name} holds no step") from None
 
 
 def _untied(module: torch.nn.Module) -> dict[str, Tensor]:

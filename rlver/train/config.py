@@ -35,18 +35,18 @@ class TrainConfig(BaseModel):
     """`terminal`: the final emotion is the reward of every token (RLVER, section 3). `turn`: the change of emotion
     after each reply is its reward, and tokens get the discounted sum of what follows (arXiv 2603.06194)."""
     seed: int = 0
-    steps: int = Field(60, ge=1)
-    batch: int = Field(32, ge=1)
+    steps: int = Field(40, ge=1)
+    batch: int = Field(48, ge=1)
     """Dialogues a step."""
-    group: int = Field(8, ge=1)
+    group: int = Field(4, ge=1)
     """Rollouts of one profile a step; GRPO compares them with each other. PPO needs 1 and always uses 1."""
     epochs: int = Field(1, ge=1)
     """Passes over the dialogues of a step."""
     minibatches: int = Field(2, ge=1)
     """Optimizer updates a pass."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(8e-4, gt=0)
     critic_lr: float = Field(2e-3, gt=0)
-    warmup: int = Field(3, ge=0)
+    warmup: int = Field(4, ge=0)
     """Steps over which the learning rates rise to their value."""
     gamma: float = Field(0.5, ge=0, le=1)
     """Discount from one turn to the next for `turn` credit; `terminal` has none, nor have tokens of one turn."""
@@ -56,7 +56,7 @@ class TrainConfig(BaseModel):
     """PPO's clip range of the probability ratio."""
     value_clip: float = Field(0.5, gt=0)
     """How far the critic's value may move from the one at sampling."""
-    kl: float = Field(0.05, ge=0)
+    kl: float = Field(0.1, ge=0)
     """Weight of the divergence from the starting policy (k3 estimator) in the loss; it keeps replies fluent."""
     entropy: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
@@ -88,8 +88,8 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
     if file is not None:
         try:
             loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RlverError(f"{file}: cannot be read ({error.strerror}).") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RlverError(f"{file}: cannot be read as UTF-8 text ({error}).") from None
         except yaml.YAMLError as error:
             raise RlverError(f"{file}: not valid YAML ({str(error).splitlines()[0]}).") from None
         if loaded is not None and not isinstance(loaded, dict):
@@ -100,7 +100,10 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
         key, sign, value = override.partition("=")
         if not sign:
             raise RlverError(f"--set {override!r}: write key=value, for example --set lr=5e-4.")
-        values[key.strip()] = yaml.safe_load(value)
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RlverError(f"--set {override!r}: {value!r} is no valid value.") from None
     if values.get("think") and "max_tokens" not in values:
         values["max_tokens"] = 80
     try:

@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from rlver.agents import EmbeddedAgent
 from rlver.core.errors import RlverError
 from rlver.core.jsonl import read_objects
-from rlver.core.profile import read_profiles
+from rlver.core.profile import Profile, read_profiles
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
 from rlver.policies.local import load_model
@@ -70,9 +70,7 @@ def run(
     source = start_from if resume and start_from.is_dir() else base
     model, tokenizer = load_model(source)
     agent = EmbeddedAgent(config.language, config.user, "train")
-    profiles = read_profiles(Path(config.profiles)) if config.profiles else None
-    if profiles and any(profile.language != config.language for profile in profiles):
-        raise RlverError(f"{config.profiles}: holds profiles that are not in {config.language!r}; set --language.")
+    profiles = profiles_of(config)
     facts: dict[str, Any] = {
         "version": version(),
         "think": config.think,
@@ -131,11 +129,39 @@ def run(
                 if on_step:
                     on_step(number, metrics)
                 if asked_to_stop() and number < config.steps:
+                    if checkpoints.latest() != checkpoints.of(number):
+                        save(number)
                     raise Interrupted(f"stopped after step {number}; state saved in {folder}. Go on with --resume.")
     finally:
         writer.close()
     save_policy(folder / "policy", model, tokenizer, facts)
     return folder / "policy"
+
+
+def profiles_of(config: TrainConfig) -> list[Profile] | None:
+    """The profiles of the file that the run trains on; None if they are generated.
+
+    Raises:
+        RlverError: the file is broken, or its profiles are in another language.
+    """
+    if config.profiles is None:
+        return None
+    profiles = read_profiles(Path(config.profiles))
+    if any(profile.language != config.language for profile in profiles):
+        raise RlverError(f"{config.profiles}: holds profiles that are not in {config.language!r}; set --language.")
+    return profiles
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The configuration that a run was started with. Raises RlverError if it cannot be read."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RlverError(f"{file}: this is no configuration of a run ({error}).") from None
+    if not isinstance(config, dict):
+        raise RlverError(f"{file}: this is no configuration of a run.")
+    return config
 
 
 def _claim(folder: Path, config: TrainConfig, resume: bool) -> None:
@@ -144,10 +170,7 @@ def _claim(folder: Path, config: TrainConfig, resume: bool) -> None:
     if file.is_file():
         if not resume:
             raise RlverError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out.")
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))["config"]
-        except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise RlverError(f"{file}: cannot be read ({error}).") from None
+        stored = stored_config(folder)
         current = json.loads(config.model_dump_json())
         changed = [
             f"{key}: {stored.get(key)!r} -> {current[key]!r}" for key in current if stored.get(key) != current[key]
@@ -200,4 +223,6 @@ def _cut(file: Path, steps: int) -> None:
 
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:
-    file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)
