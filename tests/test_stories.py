@@ -139,3 +139,10 @@ def test_held_out_phrasings_are_new(language: Language) -> None:
         assert lines and heldout, key
         assert len(set(lines)) == len(lines) and len(set(heldout)) == len(heldout), key
         assert not training & set(heldout), key
+
+
+def test_few_profiles_favour_no_intention(language: Language) -> None:
+    """A step of training draws a dozen profiles: over many steps each intention comes up about as often."""
+    drawn = [p.intention for seed in range(200) for p in generate(language, "train", 12, seed)]
+    share = {intention: drawn.count(intention) / len(drawn) for intention in Intention}
+    assert all(0.1 < value < 0.15 for value in share.values()), share

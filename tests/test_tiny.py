@@ -314,3 +314,11 @@ def test_the_base_policy_is_made_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tiny.base_policy("en", False, 0, tmp_path) == folder and len(made) == 2
     others = {tiny.base_policy(*which, tmp_path) for which in (("en", False, 1), ("en", True, 0), ("zh", False, 0))}
     assert len(others | {folder}) == 4 and made[2:] == [("en", False, 1), ("en", True, 0), ("zh", False, 0)]
+
+
+@languages
+def test_every_user_type_brings_every_intention(language: Language) -> None:
+    """Whatever the number of user types: intentions come in turn, and so must not be dealt out in turn."""
+    corpus = write_corpus(language, False, 96, 3, replies=1)
+    hinting = [dialogue.profile.intention for dialogue, _ in corpus if dialogue.opening_hint]
+    assert set(hinting) == set(Intention)

@@ -124,7 +124,8 @@ def base_of(config: TrainConfig, quick: bool = False) -> Path:
             config.think,
             config.seed,
             BASES,
-            lambda i, n, loss: bar.update(i + 1, n, f"loss {loss:.2f}"),
+            lambda step, steps, loss: bar.update(step + 1, steps, f"loss {loss:.2f}"),
+            quick,
         )
 
 

@@ -44,7 +44,7 @@ def generate(language: Language, split: Split, count: int, seed: int = 0) -> lis
         if not deck:
             # Every story meets every intention before any pair comes again, and intentions stay balanced throughout.
             shift = rng.sample(range(len(stories)), len(stories))
-            intentions = list(Intention)
+            intentions = rng.sample(list(Intention), len(Intention))
             for start in range(len(intentions)):
                 for row, index in enumerate(shift):
                     deck.append((stories[index], intentions[(row + start) % len(intentions)]))

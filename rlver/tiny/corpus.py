@@ -160,9 +160,11 @@ def write_corpus(
     corpus = []
     preset = PRESETS["sage"].model_copy(update={"replies": replies} if replies else {})
     profiles = generate(language, "train", count, derive(seed, "corpus"))
+    # In blocks, not in turn: intentions come in turn, so every other profile would have every other intention.
+    size = count // len(users)
     for part, user in enumerate(users):
         rng = random.Random(derive(seed, "corpus", user))
-        mine = [_swap_things(profile, profiles, rng) for profile in profiles[part :: len(users)]]
+        mine = [_swap_things(profile, profiles, rng) for profile in profiles[part * size : (part + 1) * size]]
         author = CorpusAuthor(language, think, good_share)
         agent = EmbeddedAgent(language, user)
         dialogues = play(mine, author, agent, preset, seed=derive(seed, user))
