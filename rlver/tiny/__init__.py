@@ -22,7 +22,6 @@ def base_policy(
     seed: int,
     root: Path = Path("runs/base"),
     on_step: Callable[[int, int, float], None] | None = None,
-    quick: bool = False,
 ) -> Path:
     """The folder of the untrained tiny policy, pretrained now if it is not there yet.
 
@@ -30,12 +29,10 @@ def base_policy(
 
     Args:
         on_step: called with (step, steps in all, loss) after each step.
-        quick: pretrain for less than half as long, for trying things out; the policy stays clumsy.
     """
     from rlver.tiny import corpus, model, pretrain, tokenizer
 
-    scale = {"dialogues": 400, "short_steps": 90, "steps": 90} if quick else {}
-    config = pretrain.PretrainConfig(language=language, think=think, seed=seed, **scale)
+    config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
     sources = [inspect.getsource(module) for module in (corpus, model, pretrain, tokenizer)]
     data = [
         EmbeddedAgent(language).identity,
