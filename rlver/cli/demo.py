@@ -101,7 +101,11 @@ def demo(
         "user": config.user,
         "language": config.language,
         "n": n,
-        **{name.replace(" ", "_"): _numbers(result) for name, result in by_name.items() if "scripted" not in name},
+        **{
+            name.replace(",", "").replace(" ", "_"): _numbers(result)
+            for name, result in by_name.items()
+            if "scripted" not in name
+        },
         "baselines": {name: result.summary.score for name, result in by_name.items() if "scripted" in name},
     }
     file = out / "summary.json"
