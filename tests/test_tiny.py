@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlver import tiny
+from rlver.agents.acts import NEED_ACTS, tag
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Intention, Language
@@ -25,8 +26,9 @@ from rlver.policies.prompts import system_prompt
 from rlver.stories.library import load_stories
 from rlver.tiny import model as model_module
 from rlver.tiny import pretrain as pretrain_module
-from rlver.tiny.corpus import GOOD_SHARE, INSIGHT_SHARE, Line, write_corpus
+from rlver.tiny.corpus import GOOD_SHARE, INSIGHT_SHARE, Line, write_corpus, write_exchanges
 from rlver.tiny.model import build_model
+from rlver.tiny.muon import Muon, orthogonalise
 from rlver.tiny.pretrain import PretrainConfig, pretrain
 from rlver.tiny.tokenizer import VOCABULARY, train_tokenizer
 
@@ -91,7 +93,7 @@ def test_only_what_training_may_see_is_met(corpora: dict[str, Corpus], language:
         return all(part in whole for part in parts) and re.search(pattern, whole) is not None
 
     assert [line for line in sorted(heldout) if met(line)] == []
-    assert sum(map(met, trained)) > len(trained) / 2
+    assert sum(map(met, trained)) > 400  # met would find one if it were there
 
     names = read_yaml("rlver.stories", f"data/personas.{language}.yaml")["names"]
     said = "\n".join(message.content for dialogue, _ in corpus for message in dialogue.messages())
@@ -151,6 +153,43 @@ def test_a_corpus_can_be_all_good_and_short() -> None:
     assert not any("<think>" in line.raw for _, lines in corpus for line in lines)
 
 
+@languages
+def test_an_exchange_is_one_line_and_one_good_reply(language: Language) -> None:
+    exchanges = write_exchanges(language, False, 60, 2)
+    facts = [d.profile.story.facts[d.opening_fact].say for d, _ in exchanges if d.opening_fact is not None]
+    assert 10 < len(facts) < 50
+    assert [d.opening for d, _ in exchanges if not d.opening_hint] == facts
+    for dialogue, (line,) in exchanges:
+        assert line.deed and line.raw.endswith(line.deed)
+        assert bool(line.handle) == (dialogue.opening_fact is not None)
+        assert dialogue.opening_hint != bool(line.handle)
+
+
+@languages
+def test_the_first_word_of_a_good_sentence_tells_its_act(language: Language) -> None:
+    lines = read_yaml("rlver.tiny", f"data/replies.{language}.yaml")
+
+    def first(line: str) -> str:
+        return line[:2] if language == "zh" else re.split(r"\W", line)[0]
+
+    by_act = {act: {first(line) for line in group["plain"]} for act, group in lines["acts"].items()}
+    other = {
+        first(line) for line in [*lines["specific"], *(line for kind in lines["generic"].values() for line in kind)]
+    }
+    assert set(by_act) == set(Intention)
+    for act, words in by_act.items():
+        assert not words & other, act
+        assert not any(words & theirs for name, theirs in by_act.items() if name != act), act
+    assert all(line.removesuffix(".").removesuffix("。").endswith("{h}") for line in lines["specific"])
+
+
+@languages
+def test_the_user_understands_every_good_sentence(language: Language) -> None:
+    for act, group in read_yaml("rlver.tiny", f"data/replies.{language}.yaml")["acts"].items():
+        for line in group["plain"]:
+            assert [name for name in tag(line, language).acts if name in NEED_ACTS] == [act], line
+
+
 # ---------------------------------------------------------------- tokenizer
 
 
@@ -201,37 +240,48 @@ def test_the_vocabulary_is_small_and_made_of_our_words(tokenizer: PreTrainedToke
 # ---------------------------------------------------------------- model
 
 
-def drilled(tokenizer: PreTrainedTokenizerFast, steps: int) -> float:
-    """Share of a repeated random run that a model predicts after so many steps of practice."""
-    model = build_model(tokenizer, 0, hidden=128, layers=2, heads=2, head_size=32, feedforward=256)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
+def copied(model: torch.nn.Module, vocabulary: int) -> float:
+    """Share of a repeated random run, but for its first two tokens, that a model predicts."""
     generator = torch.Generator().manual_seed(3)
-
-    def repeated() -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits for the second of two equal runs, and the run."""
+    hits = []
+    for _ in range(8):
         noise, run, more = (
-            torch.randint(len(tokenizer), (24, int(torch.randint(4, 24, (), generator=generator))), generator=generator)
+            torch.randint(vocabulary, (24, int(torch.randint(6, 24, (), generator=generator))), generator=generator)
             for _ in range(3)
         )
-        logits: torch.Tensor = model(torch.cat([noise, run, more, run], 1)).logits
-        return logits[:, -run.shape[1] : -1], run[:, 1:]
-
-    for _ in range(steps):
-        logits, run = repeated()
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), run.flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    with torch.no_grad():
-        hits = [(logits.argmax(-1) == run).float().mean() for logits, run in (repeated() for _ in range(8))]
+        with torch.no_grad():
+            logits = model(torch.cat([noise, run, more, run], 1)).logits
+        hits.append((logits[:, -run.shape[1] + 1 : -1].argmax(-1) == run[:, 2:]).float().mean())
     return float(torch.stack(hits).mean())
 
 
 def test_the_first_weights_can_copy(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the circuit laid, thirty steps of practice are enough; without it, nothing has been learnt by then."""
-    assert drilled(tokenizer, 30) > 0.5
-    monkeypatch.setattr(model_module, "_lay_induction_circuit", lambda model: None)
-    assert drilled(tokenizer, 30) < 0.1
+    shape = {"hidden": 128, "layers": 2, "heads": 4, "head_size": 32, "feedforward": 256}
+    assert copied(build_model(tokenizer, 0, **shape), len(tokenizer)) > 0.5
+    monkeypatch.setattr(model_module, "_lay_induction_circuit", lambda model, sink: None)
+    assert copied(build_model(tokenizer, 0, **shape), len(tokenizer)) < 0.05
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (1, 48, 16), (3, 16, 48)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert bool((values > 0.5).all() and (values < 1.3).all())
+
+
+def test_muon_is_that_of_torch() -> None:
+    """Ours works in single precision, theirs in bfloat16."""
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((8, 8), (24, 8), (8, 24))]
+    ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    optimizers = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.01)
+    for seed in range(3):
+        for matrices, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+    for matrix, reference, before in zip(ours, theirs, start, strict=True):
+        assert torch.allclose(matrix, reference, atol=2e-3)
+        assert not torch.allclose(matrix, before, atol=2e-2)
 
 
 def test_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -247,7 +297,7 @@ def test_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerFast) ->
 
 def brief(**values: Any) -> PretrainConfig:
     """A few steps on a few dialogues; sizes are the real ones."""
-    few: dict[str, Any] = {"drill_steps": 2, "short_steps": 2, "steps": 3, "dialogues": 16, "batch": 2}
+    few: dict[str, Any] = {"exchange_steps": 2, "short_steps": 2, "steps": 3, "dialogues": 16, "batch": 2, "threads": 1}
     return PretrainConfig(**few | values)
 
 
@@ -279,20 +329,26 @@ def test_pretraining_writes_a_policy(tmp_path: Path, language: Language, think: 
 
 def test_pretraining_learns(tmp_path: Path) -> None:
     losses: list[float] = []
-    config = brief(drill_steps=0, short_steps=0, steps=30, dialogues=12, hidden=64, head_size=16, feedforward=64)
+    config = brief(
+        exchange_steps=0, short_steps=0, steps=40, dialogues=12, batch=4, hidden=64, head_size=16, feedforward=64
+    )
     pretrain(config, tmp_path, lambda step, total, loss: losses.append(loss))
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_copied_words_weigh_more_and_marks_are_in_the_loss(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_words_that_depend_on_the_user_weigh_more(tokenizer: PreTrainedTokenizerFast) -> None:
     chat = ChatFormat(tokenizer, system_prompt("en", True))
-    line = Line("<think>A plan.</think>You kept the green kettle, and that was good.", "the green kettle")
-    ids, weights = pretrain_module._weigh(line, chat, 4.0)
+    line = Line("<think>A plan.</think>You kept the green kettle. Well done.", "the green kettle", "Well done.")
+    ids, weights = pretrain_module._weigh(line, chat, 4.0, 16.0)
     assert chat.decode(ids) == line.raw and ids[-1] == chat.stop and len(ids) == len(weights)
-    heavy = [i for i, weight in zip(ids, weights, strict=True) if weight == 4.0]
-    assert tokenizer.decode(heavy).strip() == "the green kettle"
-    assert set(weights) == {1.0, 4.0}
-    assert set(pretrain_module._weigh(Line(line.raw, ""), chat, 4.0)[1]) == {1.0}
+
+    def weighing(weight: float) -> str:
+        return str(tokenizer.decode([i for i, own in zip(ids, weights, strict=True) if own == weight])).strip()
+
+    assert weighing(4.0) == "the green kettle"
+    assert weighing(16.0) and "Well".startswith(weighing(16.0))
+    assert set(weights) == {1.0, 4.0, 16.0}
+    assert set(pretrain_module._weigh(Line(line.raw, ""), chat, 4.0, 16.0)[1]) == {1.0}
 
 
 def test_the_base_policy_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

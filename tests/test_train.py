@@ -421,6 +421,7 @@ def save(words: PreTrainedTokenizerFast, model: Qwen2ForCausalLM, folder: Path) 
 def quick(base: Path, algo: str = "grpo", **values: Any) -> TrainConfig:
     """Four steps of four dialogues, saved after every second one."""
     settings: dict[str, Any] = {"batch": 4, "group": 2, "steps": 4, "max_tokens": 6, "save_every": 2, "lr": 5e-3}
+    settings["final_rate"] = 1.0  # so that a run of two steps is the beginning of one of four
     return TrainConfig(**settings | {"policy": str(base), "algo": algo} | values)
 
 
@@ -551,6 +552,27 @@ def test_a_run_can_break_anywhere_and_go_on(
     # A finished run that is resumed stays as it is.
     run(config, base, tmp_path, resume=True)
     assert same(tmp_path, whole[algo])
+
+
+def test_learning_rates_rise_and_fall_and_survive_a_break(base: Path, whole: dict[str, Path], tmp_path: Path) -> None:
+    config = quick(base, warmup=1, final_rate=0.25, steps=5)
+    assert [config.rate(step) for step in range(5)] == pytest.approx([0.5, 1.0, 0.8125, 0.625, 0.4375])
+    assert quick(base, warmup=0, steps=3).rate(2) == 1.0
+
+    class Crash(Exception):
+        pass
+
+    def crash(number: int, _: dict[str, float]) -> None:
+        if number == 3:
+            raise Crash
+
+    config = quick(base, final_rate=0.1)
+    with pytest.raises(Crash):
+        run(config, base, tmp_path / "broken", on_step=crash)
+    run(config, base, tmp_path / "broken", resume=True)
+    run(config, base, tmp_path / "unbroken")
+    assert same(tmp_path / "broken", tmp_path / "unbroken")
+    assert not same(tmp_path / "broken", whole["grpo"])
 
 
 def test_a_run_can_be_made_longer(base: Path, whole: dict[str, Path], tmp_path: Path) -> None:
@@ -813,7 +835,8 @@ def test_configs_are_read_in_order(tmp_path: Path) -> None:
     assert load_config(None, ["batch=7"], {"algo": "ppo"}).rollouts == 1
     file.write_text("", encoding="utf-8")
     assert load_config(file, [], {}) == TrainConfig.model_validate({})
-    for key, value in {"lr": 0, "steps": 0, "clip": -1, "temperature": 0, "algo": "x", "gamma": 2}.items():
+    wrong = {"lr": 0, "final_rate": 0, "steps": 0, "clip": -1, "temperature": 0, "algo": "x", "gamma": 2}
+    for key, value in wrong.items():
         with pytest.raises(RlverError, match=key):
             load_config(None, [], {key: value})
 

@@ -90,9 +90,14 @@ def fluency(language: Language) -> tuple[NgramModel, float]:
 
 
 @cache
+def _everyday(language: Language) -> frozenset[str]:
+    """Words that anybody uses: that a reply has them says nothing about whose story it is."""
+    return frozenset(words(read_text("rlver.agents", f"data/reference.{language}.txt"), language))
+
+
+@cache
 def _belongings(language: Language) -> frozenset[str]:
     """Things that mark a story (heads of handles) and given names: foreign wherever they are not at home."""
-    everyday = set(words(read_text("rlver.agents", f"data/reference.{language}.txt"), language))
     marks = set()
     for story in load_stories(language):
         for fact in story.facts:
@@ -104,7 +109,7 @@ def _belongings(language: Language) -> frozenset[str]:
     people = {name for pools in names.values() for pool in pools.values() for name in pool}
     if language == "zh":
         return frozenset(marks | people)
-    return frozenset((marks | {name.lower() for name in people}) - everyday)
+    return frozenset((marks | {name.lower() for name in people}) - _everyday(language))
 
 
 def content_words(text: str, language: Language) -> frozenset[str]:
@@ -113,15 +118,25 @@ def content_words(text: str, language: Language) -> frozenset[str]:
 
 
 @lru_cache(maxsize=50_000)
+def short_name(fact: Fact, language: Language) -> str:
+    """The shortest way to refer to the fact's thing: "the ovens" for "the bread ovens", if no other ovens could be
+    meant; the whole handle otherwise."""
+    qualified = fact.handle.split()
+    if language == "zh" or len(qualified) < 3 or qualified[-1].lower() in _everyday(language):
+        return fact.handle
+    return f"{qualified[0]} {qualified[-1]}"
+
+
+@lru_cache(maxsize=50_000)
 def takes_up(reply: str, fact: Fact, language: Language) -> bool:
-    """Whether the reply takes up the fact: its handle, or enough of its own words."""
+    """Whether the reply takes up the fact: the short name of its thing, or enough of its own words."""
     if language == "zh":
         if fact.handle and fact.handle in reply:
             return True
         grams = (fact.say[i : i + 4] for i in range(len(fact.say) - 3))
         return any(g in reply for g in grams if re.fullmatch(r"[\u4e00-\u9fff]{4}", g) and g not in stopwords("zh"))
     said = set(words(reply, language))
-    handle = content_words(fact.handle, language)
+    handle = content_words(short_name(fact, language), language)
     if handle and handle <= said:
         return True
     return len(content_words(fact.say, language) & said) >= 3

@@ -48,6 +48,10 @@ class EmbeddedAgent:
         )
         return Opening(utterance, 0, hint)
 
+    def hint(self, profile: Profile, seed: int) -> str:
+        """A line in which this user lets the need show."""
+        return self._speech(profile, seed, 0, []).line("hints", profile.intention)
+
     def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """Judge the last reply, feel, and answer."""
         profile = dialogue.profile

@@ -13,7 +13,7 @@ from rlver.core.dialogue import Dialogue, Reason
 from rlver.core.emotion import Band, band
 from rlver.core.profile import Character, Intention
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the judgement changes; part of the agent's identity."""
 
 STEPS = (-10, -5, 5, 10)
@@ -57,6 +57,9 @@ FIT: dict[Intention, dict[str, float]] = {
 }  # fmt: skip
 SUITS_FROM = 0.4
 """An act suits an intention if its fit is at least this."""
+
+_MEETS_FROM = 0.7
+"""An act meets the need if its fit is above this: half of what one wants is pleasant, but one goes on waiting."""
 
 # Acts that do a receptive user some good whatever the need: their misfit weighs less (RLVER, section 4.3).
 _WARM_ACTS = ("empathise", "listen", "praise", "absolve", "comfort")
@@ -102,10 +105,13 @@ def judge(cues: Cues, dialogue: Dialogue, user: UserType) -> tuple[int, list[Rea
         values = [0.75 * v if v < 0 and act in _WARM_ACTS else v for v, act in zip(values, cues.acts, strict=True)]
     best, worst = max(values, default=0.0), min(values, default=0.0)
     answered = best >= SUITS_FROM
+    met = best > _MEETS_FROM
     if best > 0:
-        add("fit" if best > 0.7 else "partial", 6.5 * best)
+        add("fit" if met else "partial", 6.5 * best)
+    if not met:
+        add("waiting", -1.2 * min(3, max(0, _waited(dialogue) - 1)))
     if worst < 0:
-        add("misfit", (2.0 if answered else 6.0) * worst)
+        add("misfit", (3.0 if answered else 6.0) * worst)
     if not any(act in NEED_ACTS for act in cues.acts):
         add("generic", -2.0)
     spread = 3 if cues.length >= 40 else 2
@@ -144,6 +150,16 @@ def judge(cues: Cues, dialogue: Dialogue, user: UserType) -> tuple[int, list[Rea
     add("mood", {Band.A: 0.7, Band.C: -0.7}.get(band(dialogue.score), 0.0))
     add("guarded", 0.0 if vanilla else -1.0)
     return _round(points)
+
+
+def _waited(dialogue: Dialogue) -> int:
+    """How many replies in a row, before the last one, have not met the need."""
+    waited = 0
+    for turn in reversed(dialogue.turns[:-1]):
+        if turn.reaction is None or any(reason.cue == "fit" for reason in turn.reaction.reasons):
+            break
+        waited += 1
+    return waited
 
 
 def _round(points: dict[str, float]) -> tuple[int, list[Reason]]:

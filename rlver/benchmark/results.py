@@ -40,7 +40,8 @@ class PolicyResult(Frozen):
 class Sampling(Frozen):
     """How models were sampled."""
 
-    temperature: float
+    temperature: float | None
+    """Divides the logits, 0 takes the likeliest token; None means as each policy was trained."""
     max_tokens: int | None
     """Most tokens of one reply, thinking included; None means as each policy was trained."""
 

@@ -51,7 +51,10 @@ def bench(
         bool | None,
         typer.Option("--think/--no-think", help="Let models think first; default: as they were trained."),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of a model's sampling; 0 takes the likeliest.")] = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Of a model's sampling, 0 takes the likeliest token; default: as in training."),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of one reply, thinking included; default: as in training.")
     ] = None,

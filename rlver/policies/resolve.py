@@ -26,6 +26,8 @@ class FolderNote(BaseModel):
     """The language that it was trained in; None means any."""
     max_tokens: int = 256
     """Most tokens of one reply in training."""
+    temperature: float = 1.0
+    """Of sampling in training."""
 
 
 def resolve_policy(
@@ -34,7 +36,7 @@ def resolve_policy(
     *,
     think: bool | None = None,
     max_tokens: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Policy:
     """The policy that `spec` names: `scripted:NAME`, `human`, or a folder with a model (`FOLDER`, `hf:FOLDER`).
 
@@ -42,7 +44,7 @@ def resolve_policy(
         think: think before each reply; None takes what the folder's `rlver.json` says, else no thinking. Scripted
             and human policies never think.
         max_tokens: most tokens of one reply of a model, thinking included; None takes what `rlver.json` says.
-        temperature: of a model's sampling; 0 takes the likeliest token.
+        temperature: of a model's sampling, 0 takes the likeliest token; None takes what `rlver.json` says.
 
     Raises:
         RlverError: unknown script, no such folder, no usable model in it, or one for another language.
@@ -70,7 +72,7 @@ def resolve_policy(
         think=note.think if think is None else think,
         spec=spec,
         max_tokens=note.max_tokens if max_tokens is None else max_tokens,
-        temperature=temperature,
+        temperature=note.temperature if temperature is None else temperature,
     )
 
 

@@ -30,10 +30,10 @@ def base_policy(
     Args:
         on_step: called with (step, steps in all, loss) after each step.
     """
-    from rlver.tiny import corpus, model, pretrain, tokenizer
+    from rlver.tiny import corpus, model, muon, pretrain, tokenizer
 
     config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
-    sources = [inspect.getsource(module) for module in (corpus, model, pretrain, tokenizer)]
+    sources = [inspect.getsource(module) for module in (corpus, model, muon, pretrain, tokenizer)]
     data = [
         EmbeddedAgent(language).identity,
         system_prompt(language, think),

@@ -1,8 +1,8 @@
 """The corpus that the tiny policy is pretrained on: real dialogues with the simulated user, mostly done badly.
 
-Most replies are the generic, list-making, problem-solving assistant's; a minority is good. What a good reply does
-has little to do with what the user needs: which act helps whom is left for reinforcement learning to find out.
-Only training stories, training names and training phrasings of the user are met.
+Most replies are the generic, list-making, problem-solving assistant's; a minority is good. So that a small model
+learns from them in minutes, single exchanges of a good reply to one thing that the user says come first, then short
+dialogues, then whole ones. Only training stories, training names and training phrasings of the user are met.
 """
 
 from __future__ import annotations
@@ -22,38 +22,16 @@ from rlver.core.think import CLOSE, OPEN
 from rlver.rollout import play
 from rlver.stories.generate import generate
 
-GOOD_SHARE = 0.4
+GOOD_SHARE = 0.45
 """Share of replies that are good: about what leaves the untrained policy where Qwen2.5-7B-Instruct starts."""
 APT_SHARE = 0.8
-"""Share of good replies whose act is the one that the user hinted at; the others' act is drawn at random."""
+"""Share of good replies whose act is the one that the user hinted at or, without a hint, the one that has just done
+the user good; the others' act is drawn at random."""
 INSIGHT_SHARE = 0.75
 """Share of thoughts that name the need, where the user has hinted at it; the reply does not depend on them."""
-_SWAP_SHARE = 0.7
-_ONSETS = (
-    "b",
-    "br",
-    "c",
-    "ch",
-    "d",
-    "f",
-    "fl",
-    "g",
-    "gr",
-    "h",
-    "l",
-    "m",
-    "n",
-    "p",
-    "pl",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "w",
-)
-_VOWELS = ("a", "e", "i", "o", "u", "ea", "ai", "oo")
-_CODAS = ("", "", "n", "r", "l", "t", "ck", "st", "ng", "sh", "m", "d")
+_HINT_SHARE = 0.6
+"""Share of the single exchanges in which the user lets the need show; in the others a fact is told."""
+_SWAP_SHARE = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,24 +88,28 @@ class CorpusAuthor:
 
     def _good(self, dialogue: Dialogue, rng: random.Random) -> Line:
         handle = _last_handle(dialogue)
-        act = dialogue.profile.intention
-        if not _hinted(dialogue) or rng.random() >= APT_SHARE:
+        act = _apt_act(dialogue)
+        if act is None or rng.random() >= APT_SHARE:
             act = rng.choice(list(Intention))
-        lines = self._lines["acts"][act]
-        plain = rng.choice(lines["plain"])
+        deed = rng.choice(self._lines["acts"][act]["plain"])
         if not handle:
-            return Line(plain, "", plain)
-        if rng.random() < 0.5:
-            first = rng.choice(lines["with"]).replace("{h}", handle)
-            return Line(self._joint.join([first, plain]), handle, first)
+            return Line(deed, "", deed)
         first = rng.choice(self._lines["specific"]).replace("{h}", handle)
-        return Line(self._joint.join([first, plain]), handle, plain)
+        return Line(self._joint.join([first, deed]), handle, deed)
 
     def _thought(self, dialogue: Dialogue, rng: random.Random) -> str:
         thoughts = self._lines["thoughts"]
         if _hinted(dialogue) and rng.random() < INSIGHT_SHARE:
             return str(rng.choice(thoughts["need"][dialogue.profile.intention]))
         return str(rng.choice(thoughts["empty"]))
+
+
+def _apt_act(dialogue: Dialogue) -> str | None:
+    """What somebody who listens would do: what the user hinted at, else what has just done the user good."""
+    if _hinted(dialogue):
+        return dialogue.profile.intention
+    last = dialogue.turns[-1].reaction if dialogue.turns else None
+    return last.acts[0] if last is not None and last.acts and last.change > 0 else None
 
 
 def _hinted(dialogue: Dialogue) -> bool:
@@ -142,6 +124,30 @@ def _last_handle(dialogue: Dialogue) -> str:
     return dialogue.profile.story.facts[fact].handle if fact is not None else ""
 
 
+Written = tuple[Dialogue, list[Line]]
+"""A dialogue and the author's lines in it."""
+
+
+def write_exchanges(language: Language, think: bool, count: int, seed: int) -> list[Written]:
+    """`count` single exchanges: the user tells one fact, or lets the need show, and gets a good reply."""
+    profiles = generate(language, "train", count, derive(seed, "exchanges"))
+    rng = random.Random(derive(seed, "exchanges", "things"))
+    preset = PRESETS["sage"].model_copy(update={"replies": 1})
+    author, agent = CorpusAuthor(language, think, good_share=1.0), EmbeddedAgent(language)
+    written = []
+    for number, profile in enumerate(_swap_things(profile, profiles, rng) for profile in profiles):
+        dialogue = Dialogue(profile, preset, think)
+        if rng.random() < _HINT_SHARE:
+            dialogue.begin(agent.hint(profile, derive(seed, "hint", number)), None, True)
+        else:
+            fact = rng.randrange(len(profile.story.facts))
+            dialogue.begin(profile.story.facts[fact].say, fact, False)
+        author.start([dialogue], [derive(seed, "author", number)])
+        dialogue.reply(*author.reply([0]))
+        written.append((dialogue, author.written[0]))
+    return written
+
+
 def write_corpus(
     language: Language,
     think: bool,
@@ -150,7 +156,7 @@ def write_corpus(
     good_share: float = GOOD_SHARE,
     replies: int | None = None,
     users: Sequence[UserType] = ("vanilla", "challenging"),
-) -> list[tuple[Dialogue, list[Line]]]:
+) -> list[Written]:
     """Play `count` dialogues between the author and simulated users, as many of each of the given types.
 
     Args:
@@ -174,35 +180,21 @@ def write_corpus(
 
 
 def _swap_things(profile: Profile, others: Sequence[Profile], rng: random.Random) -> Profile:
-    """Put other things into a story, most of the time: copying must not be knowing by heart.
-
-    Half of them are things of other training stories, half are made-up words, long in pieces as a held-out story's
-    words are.
-    """
+    """Put things of other training stories into a story, most of the time: copying must not be knowing by heart."""
     if rng.random() >= _SWAP_SHARE:
         return profile
     facts = []
     for fact in profile.story.facts:
         first, second = (rng.choice(rng.choice(others).story.facts).handle for _ in range(2))
-        handle = (_recombined if rng.random() < 0.5 else _made_up)(first, second, profile.language, rng)
+        handle = _recombined(first, second, profile.language)
         facts.append(Fact(say=fact.say.replace(fact.handle, handle), handle=handle, kind=fact.kind))
     return profile.model_copy(update={"story": profile.story.model_copy(update={"facts": tuple(facts)})})
 
 
-def _recombined(first: str, second: str, language: Language, rng: random.Random) -> str:
+def _recombined(first: str, second: str, language: Language) -> str:
     """The first thing's qualifier with the second thing's noun: "the rye roster"."""
-    if language == "zh" or " " not in first or " " not in second:
+    if language == "zh":
+        return first[: (len(first) + 1) // 2] + second[len(second) // 2 :]
+    if " " not in first or " " not in second:
         return first
     return " ".join([*first.split()[:-1], second.split()[-1]])
-
-
-def _made_up(first: str, second: str, language: Language, rng: random.Random) -> str:
-    """Something that nobody has ever heard of."""
-    if language == "zh":
-        letters = first + second
-        return "".join(rng.choice(letters) for _ in range(rng.randint(2, 4)))
-    nouns = [
-        "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 3)))
-        for _ in range(rng.randint(1, 2))
-    ]
-    return " ".join(["the", *nouns])

@@ -1,9 +1,9 @@
 """The tiny policy's model: Qwen2 at 0.6 million parameters, initialised so that it can copy from the start.
 
-Taking up what somebody said needs an induction circuit: one head that looks at the previous token, and one in the
-next layer that finds where the current token stood before and copies what followed (Olsson et al. 2022). Trained
-from noise, a model of this size finds it late or never; we lay it in the initial weights, and training does the
-rest. Everything else starts as usual.
+Taking up what somebody said needs an induction circuit: heads that look at the tokens before, and one in the next
+layer that finds where the same tokens stood earlier and copies what followed (Olsson et al. 2022). Trained from noise,
+a model of this size finds it late or never; we lay it in the initial weights, and training does the rest.
+Everything else starts as usual.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-_LOOK_BACK = 11.0
+from rlver.tiny.tokenizer import START
+
+_LOOK_BACK = 20.0
 """Length of the previous-token head's query and key: how sharply it looks one token back."""
-_MATCH = 2.0
-"""Gain of the induction head's query and key."""
-_WRITE = 0.02
-"""Gain of what a head writes, at the scale of the embeddings (initializer_range)."""
+_COPYING = ((2.0, 1.75, 2.5), (2.7, 1.4, 1.0))
+"""Of the two copying heads: gain of query and key, how strongly it rests where nothing matches, gain of the copy."""
+_RECENCY = 6.7
+"""How much the copying heads prefer what was said lately."""
+_EMBEDDING = 0.1
+"""Scale of the embeddings and of what the heads write beside them; large enough to outlast the first updates."""
 
 
 def build_model(
@@ -41,45 +45,69 @@ def build_model(
             num_key_value_heads=heads,
             head_dim=head_size,
             max_position_embeddings=4096,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            rope_parameters={"rope_type": "default", "rope_theta": 1e8},
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    _lay_induction_circuit(model)
+    _lay_induction_circuit(model, tokenizer.convert_tokens_to_ids(START))
     return model
 
 
 @torch.no_grad()
-def _lay_induction_circuit(model: Qwen2ForCausalLM) -> None:
+def _lay_induction_circuit(model: Qwen2ForCausalLM, sink: int) -> None:
     hidden, size = model.config.hidden_size, model.config.head_dim
     look_back, copy = (model.model.layers[i].self_attn for i in range(2))
     frequencies = model.model.rotary_emb.inv_freq
 
-    # Head 0 of layer 0 looks one token back whatever the tokens are: its query and key are constants (biases), and
-    # the key is turned by one position, so that RoPE makes them agree best at distance one.
-    query = torch.zeros(size)
-    fast = frequencies > 0.05
-    query[: size // 2][fast] = _LOOK_BACK / float(fast.sum()) ** 0.5
-    cos, sin = frequencies.cos(), frequencies.sin()
-    look_back.q_proj.weight[:size] = 0
-    look_back.k_proj.weight[:size] = 0
-    look_back.q_proj.bias[:size] = query
-    look_back.k_proj.bias[:size] = torch.cat([query[: size // 2] * cos, query[: size // 2] * sin])
-    read, write = _orthonormal(hidden, size), _orthonormal(hidden, size)
-    look_back.v_proj.weight[:size] = read.T
-    look_back.o_proj.weight[:, :size] = _WRITE * write
+    # Tokens live in half of the residual stream; a quarter each is kept for what stood one and two tokens before.
+    sketch = 3 * size // 4 if size < 64 else size // 2
+    tokens, *notes = _orthonormal(hidden, hidden).split([hidden - 2 * sketch, sketch, sketch], dim=1)
+    embedding = model.get_input_embeddings().weight
+    embedding.copy_(_EMBEDDING * torch.randn(len(embedding), tokens.shape[1]) @ tokens.T)
+    read = tokens @ _orthonormal(tokens.shape[1], sketch)
 
-    # Head 0 of layer 1 compares the current token with what layer 0 wrote about previous tokens, in dimensions that
-    # RoPE hardly turns, and copies the token it finds.
-    slow = (frequencies < 0.004).to(read.dtype).repeat(2)[:, None]
-    copy.q_proj.weight[:size] = _MATCH * slow * read.T
-    copy.k_proj.weight[:size] = _MATCH * slow * write.T
-    value = _orthonormal(hidden, size)
-    copy.v_proj.weight[:size] = value.T
-    copy.o_proj.weight[:, :size] = 3 * _WRITE * value
+    # Heads 0 and 1 of layer 0 look one and two tokens back, whatever the tokens are: their queries and keys are
+    # constants (biases), and the key is turned by that many positions, so that RoPE makes them agree best there.
+    fast = frequencies > 0.05
+    query = torch.zeros(size)
+    query[: size // 2][fast] = _LOOK_BACK / float(fast.sum()) ** 0.5
+    for head, note in enumerate(notes):
+        first, last = head * size, (head + 1) * size
+        turn = (head + 1) * frequencies
+        look_back.q_proj.weight[first:last] = 0
+        look_back.k_proj.weight[first:last] = 0
+        look_back.q_proj.bias[first:last] = query
+        look_back.k_proj.bias[first:last] = torch.cat(
+            [query[: size // 2] * turn.cos(), query[: size // 2] * turn.sin()]
+        )
+        look_back.v_proj.weight[first : first + sketch] = read.T
+        look_back.o_proj.weight[:, first : first + sketch] = _EMBEDDING * note
+
+    # Heads 0 and 1 of layer 1 look for earlier places like this one and copy what stood there. Head 0 compares the last
+    # two tokens, head 1 only the last one: it finds where a thing begins, head 0 how it goes on. They compare in
+    # dimensions that RoPE hardly turns, prefer what was said lately, and rest on the marks between messages where
+    # nothing matches, or they would copy noise everywhere.
+    recent = int((frequencies - 0.01).abs().argmin())
+    rest = size // 2 - 1
+    slow = torch.cat([(frequencies < 0.004) & (frequencies > frequencies[-1])] * 2).nonzero().squeeze(1)
+    mark = torch.nn.functional.normalize(embedding[sink], dim=0)
+    width = min(size, tokens.shape[1])
+    for head, (match, resting, gain) in enumerate(_COPYING):
+        first = head * size
+        places = torch.zeros(2, size, sketch)
+        for place in places:
+            place[slow] = _orthonormal(max(len(slow), sketch), sketch)[: len(slow)]
+        places[1] *= head == 0
+        copy.q_proj.weight[first : first + size] = match * (places[0] @ read.T + places[1] @ notes[0].T)
+        copy.k_proj.weight[first : first + size] = match * (places[0] @ notes[0].T + places[1] @ notes[1].T)
+        copy.q_proj.bias[first + recent] = copy.k_proj.bias[first + recent] = _RECENCY
+        copy.q_proj.bias[first + rest] = 10.0
+        copy.k_proj.weight[first + rest] = resting * mark
+        copy.v_proj.weight[first : first + width] = tokens.T[:width]
+        copy.o_proj.weight[:, first : first + width] = gain * _EMBEDDING * tokens[:, :width]
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,9 @@ from rlver.core.seeds import derive
 from rlver.policies.chat import ChatFormat
 from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
-from rlver.tiny.corpus import Line, write_corpus
+from rlver.tiny.corpus import Line, Written, write_corpus, write_exchanges
 from rlver.tiny.model import build_model
+from rlver.tiny.muon import Muon
 from rlver.tiny.tokenizer import train_tokenizer
 from rlver.train.samples import Sample, collate, from_trace, hidden_states
 
@@ -31,29 +31,35 @@ class PretrainConfig(BaseModel):
     language: Language = "en"
     think: bool = False
     seed: int = 0
-    drill_steps: int = 60
-    """Steps of copying random tokens: the skill without the words. It decides whether a thing that training never
-    met can be taken up later."""
-    short_steps: int = 220
-    """Steps on dialogues of three turns in which most replies take up something of the user's story."""
-    steps: int = 200
-    """Steps on whole dialogues as the base policy shall lead them."""
-    dialogues: int = 1000
-    """Whole dialogues in the corpus, and as many short ones."""
-    batch: int = 8
-    """Whole dialogues a step; short ones are twice as many."""
-    lr: float = 3e-3
-    """Peak learning rate of AdamW; linear warm-up over 5 % of the steps, then cosine decay."""
-    matrix_lr: float = 0.02
+    exchange_steps: int = 300
+    """Steps on single exchanges: one line of the user and a good reply. What the user's words call for is learned
+    here in seconds, and hardly ever where it has to be found in a long talk first."""
+    short_steps: int = 400
+    """Steps on dialogues of two turns in which most replies are good, half of each batch still single exchanges."""
+    steps: int = 300
+    """Steps on whole dialogues as the base policy shall lead them, half of each batch still short ones."""
+    dialogues: int = 800
+    """Whole dialogues in the corpus; short ones are three times as many, exchanges four times."""
+    batch: int = 6
+    """Whole dialogues a step; short ones are twice as many, exchanges four times."""
+    drills: int = 4
+    """Sequences of random tokens in each batch, to be copied: whatever the words that training meets, the skill stays
+    that of copying any."""
+    lr: float = 1.5e-3
+    """Peak learning rate of AdamW; linear warm-up over 3 % of the steps, linear decay over the second half."""
+    matrix_lr: float = 0.006
     """Peak learning rate of Muon, which trains the weight matrices: it needs about a third fewer steps."""
-    marked_weight: float = 4.0
-    """Loss weight of the words that a reply takes from the user's story, and of those that begin its act: the two
-    places where a reply depends on what the user said."""
+    handle_weight: float = 4.0
+    """Loss weight of the words that a reply takes from the user's story."""
+    act_weight: float = 16.0
+    """Loss weight of the word that begins a reply's act: what to do for whom is decided there, in one token of many."""
     hidden: int = 128
     layers: int = 2
-    heads: int = 2
+    heads: int = 4
     head_size: int = 32
     feedforward: int = 256
+    threads: int = 2
+    """CPU threads. Another number gives another, equally good policy: sums are rounded in another order."""
 
 
 def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, float], None] | None = None) -> Path:
@@ -62,16 +68,18 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     Args:
         on_step: called with (step, steps in all, loss in nats per token) after each step.
     """
-    whole = write_corpus(config.language, config.think, config.dialogues, config.seed)
+    torch.set_num_threads(config.threads)
+    exchanges = write_exchanges(config.language, config.think, 4 * config.dialogues, config.seed)
     short = write_corpus(
         config.language,
         config.think,
-        config.dialogues,
+        3 * config.dialogues,
         derive(config.seed, "short"),
-        good_share=0.7,
-        replies=3,
+        good_share=0.85,
+        replies=2,
         users=("vanilla",),
     )
+    whole = write_corpus(config.language, config.think, config.dialogues, config.seed)
     tokenizer = train_tokenizer(text for dialogue, _ in whole for text in _texts(dialogue))
     chat = ChatFormat(tokenizer, system_prompt(config.language, config.think))
     weights_seed = derive(config.seed, "weights")
@@ -80,19 +88,25 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = {
-        torch.optim.Muon(matrices, weight_decay=0.01): config.matrix_lr,
+        Muon(matrices): config.matrix_lr,
         torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01): config.lr,
     }
     rng = random.Random(derive(config.seed, "batches"))
+
+    def batches(written: list[Written], size: int, steps: int) -> list[list[Example]]:
+        return _batches([_example(*item, chat, config) for item in written], size, steps, rng)
+
+    size, between, late = config.batch, config.short_steps, config.steps
     stages = (
-        [[_drill(rng, len(tokenizer)) for _ in range(4 * config.batch)] for _ in range(config.drill_steps)],
-        _batches([_example(*item, chat, config) for item in short], 2 * config.batch, config.short_steps, rng),
-        _batches([_example(*item, chat, config) for item in whole], config.batch, config.steps, rng),
+        batches(exchanges, 4 * size, config.exchange_steps),
+        _mixed(batches(exchanges, 2 * size, between), batches(short, size, between)),
+        _mixed(batches(short, size // 2, late), batches(whole, size // 2, late)),
     )
     total = sum(map(len, stages))
     model.train()
     for step, examples in enumerate(batch for stage in stages for batch in stage):
-        rate = min(1.0, (step + 1) / (0.05 * total)) * 0.5 * (1 + math.cos(math.pi * step / total))
+        examples = examples + [_drill(rng, len(tokenizer)) for _ in range(config.drills)]
+        rate = min(1.0, (step + 1) / (0.03 * total), 2 * (1 - step / total))
         for optimizer, lr in optimizers.items():
             optimizer.param_groups[0]["lr"] = lr * rate
         batch = collate([sample for sample, _ in examples])
@@ -116,24 +130,37 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
 
 
 def _texts(dialogue: Dialogue) -> list[str]:
-    return [message.content for message in dialogue.messages()] + [turn.raw for turn in dialogue.turns]
+    """What is said in a dialogue but for the things of the story: they shall be as many pieces long as those of
+    stories that training never meets, so that they are copied rather than known."""
+    texts = [message.content for message in dialogue.messages()] + [turn.raw for turn in dialogue.turns]
+    for fact in dialogue.profile.story.facts:
+        texts = [text.replace(fact.handle, "") for text in texts]
+    return texts
 
 
 Example = tuple[Sample, Tensor]
 """A sample and the loss weight of each of its trained tokens."""
 
 
+def _mixed(first: list[list[Example]], second: list[list[Example]]) -> list[list[Example]]:
+    return [a + b for a, b in zip(first, second, strict=True)]
+
+
 def _batches(examples: list[Example], size: int, steps: int, rng: random.Random) -> list[list[Example]]:
-    """Batches of examples; all are met before any comes again."""
-    order: list[Example] = []
-    while len(order) < size * steps:
-        order += rng.sample(examples, len(examples))
-    return [order[i * size : (i + 1) * size] for i in range(steps)]
+    """Batches of examples of about the same length; all are met before any comes again."""
+    batches: list[list[Example]] = []
+    while len(batches) < steps:
+        order = rng.sample(examples, len(examples))
+        for start in range(0, len(order) - size + 1, 8 * size):
+            alike = sorted(order[start : start + 8 * size], key=lambda example: len(example[0]))
+            chunk = [alike[i : i + size] for i in range(0, len(alike) - size + 1, size)]
+            batches += rng.sample(chunk, len(chunk))
+    return batches[:steps]
 
 
 def _drill(rng: random.Random, vocabulary: int) -> Example:
     """Noise, a run of random tokens, noise, the same run: the second run can be told from the first."""
-    run, before, between = ([rng.randrange(vocabulary) for _ in range(rng.randint(4, 24))] for _ in range(3))
+    run, before, between = ([rng.randrange(vocabulary) for _ in range(rng.randint(4, 16))] for _ in range(3))
     start = len(before) + len(run) + len(between)
     reply = Reply(start + 1, run[1:], [0.0] * (len(run) - 1))
     sample = from_trace(Trace(context=[*before, *run, *between, run[0]], replies=[reply]))
@@ -145,7 +172,7 @@ def _example(dialogue: Dialogue, lines: list[Line], chat: ChatFormat, config: Pr
     trace = Trace(context=chat.opening(dialogue.opening))
     weights: list[float] = []
     for turn, line in zip(dialogue.turns, lines, strict=True):
-        ids, weight = _weigh(line, chat, config.marked_weight)
+        ids, weight = _weigh(line, chat, config.handle_weight, config.act_weight)
         trace.replies.append(Reply(len(trace.context), ids, [0.0] * len(ids)))
         weights += weight
         if turn.reaction is None or turn is dialogue.turns[-1]:
@@ -155,18 +182,18 @@ def _example(dialogue: Dialogue, lines: list[Line], chat: ChatFormat, config: Pr
     return from_trace(trace), torch.tensor(weights)
 
 
-def _weigh(line: Line, chat: ChatFormat, marked: float) -> tuple[list[int], list[float]]:
+def _weigh(line: Line, chat: ChatFormat, handle_weight: float, act_weight: float) -> tuple[list[int], list[float]]:
     """Token ids of a reply with its closing mark, and their loss weights."""
     encoded = chat.tokenizer(line.raw, add_special_tokens=False, return_offsets_mapping=True)
     spans = []
     if line.handle:
         at = line.raw.rfind(line.handle)
-        spans.append((at, at + len(line.handle)))
+        spans.append((at, at + len(line.handle), handle_weight))
     if line.deed:
         at = line.raw.rfind(line.deed)
-        spans.append((at, at + max(4, len(line.deed) // 3)))
+        spans.append((at, at + 2, act_weight))
     weights = [
-        marked if any(start < end and stop > begin for begin, end in spans) else 1.0
+        next((weight for begin, end, weight in spans if start < end and stop > begin), 1.0)
         for start, stop in encoded["offset_mapping"]
     ]
     return [*encoded["input_ids"], chat.stop], [*weights, 1.0]

@@ -13,7 +13,7 @@ VOCABULARY = 2048
 """Small on purpose: many names and things of a story are several pieces long, so that the policy learns to copy
 pieces rather than words it knows."""
 
-_START, _END, _PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+START, _END, _PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -34,13 +34,13 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[_PAD, _START, _END, OPEN, CLOSE],
+        special_tokens=[_PAD, START, _END, OPEN, CLOSE],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=_END, pad_token=_PAD, additional_special_tokens=[_START, OPEN, CLOSE]
+        tokenizer_object=tokenizer, eos_token=_END, pad_token=_PAD, additional_special_tokens=[START, OPEN, CLOSE]
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast

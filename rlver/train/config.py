@@ -42,12 +42,15 @@ class TrainConfig(BaseModel):
     """Rollouts of one profile a step; GRPO compares them with each other. PPO needs 1 and always uses 1."""
     epochs: int = Field(1, ge=1)
     """Passes over the dialogues of a step."""
-    minibatches: int = Field(2, ge=1)
+    minibatches: int = Field(4, ge=1)
     """Optimizer updates a pass."""
-    lr: float = Field(8e-4, gt=0)
+    lr: float = Field(4e-4, gt=0)
     critic_lr: float = Field(2e-3, gt=0)
     warmup: int = Field(4, ge=0)
     """Steps over which the learning rates rise to their value."""
+    final_rate: float = Field(0.1, gt=0, le=1)
+    """Share of their value to which the learning rates then fall, linearly, until the last step: a small policy wears
+    off again what it has learned if they stay high. 1 keeps them."""
     gamma: float = Field(0.5, ge=0, le=1)
     """Discount from one turn to the next for `turn` credit; `terminal` has none, nor have tokens of one turn."""
     lam: float = Field(1.0, ge=0, le=1)
@@ -61,8 +64,9 @@ class TrainConfig(BaseModel):
     entropy: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     max_grad_norm: float = Field(1.0, gt=0)
-    temperature: float = Field(1.0, gt=0)
-    """Of sampling; log-probs are those of the same temperature."""
+    temperature: float = Field(0.7, gt=0)
+    """Of sampling, in training as in the benchmark; log-probs are those of the same temperature. At 1, a tiny model's
+    noise drowns what it has learned; use 1 for a large one."""
     max_tokens: int = Field(40, ge=1)
     """Most tokens of one reply, thinking included."""
     micro_tokens: int = Field(4096, ge=1)
@@ -71,6 +75,11 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints."""
     threads: int = Field(1, ge=1)
     """CPU threads of torch. A small model gains little by more, and results are identical only for the same number."""
+
+    def rate(self, step: int) -> float:
+        """The learning rates at a step (from 0) as a share of their value."""
+        left = 1 - max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        return min((step + 1) / (self.warmup + 1), self.final_rate + (1 - self.final_rate) * left)
 
     @property
     def rollouts(self) -> int:

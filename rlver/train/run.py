@@ -82,6 +82,7 @@ def run(
         "credit": config.credit,
         "seed": config.seed,
         "max_tokens": config.max_tokens,
+        "temperature": config.temperature,
     }
     trainer = Trainer(config, model, tokenizer, agent, profiles)
     facts["prompt"] = trainer.policy.prompt_hash

@@ -88,7 +88,7 @@ class Trainer:
         experiences, metrics = self._evaluate(dialogues, samples)
         metrics |= dialogue_metrics(dialogues, [trace.replies for trace in self.policy.traces])
         for optimizer, lr in zip(self.optimizers.values(), (config.lr, config.critic_lr), strict=False):
-            optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / (config.warmup + 1))
+            optimizer.param_groups[0]["lr"] = lr * config.rate(step)
         rng = random.Random(derive(config.seed, "minibatches", step))
         totals: dict[str, float] = {}
         updates = 0
