@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from rlver.agents import EmbeddedAgent, UserType
 from rlver.agents.acts import NEED_ACTS, tag
+from rlver.agents.cues import short_name, takes_up
 from rlver.agents.judge import STEPS, suits
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue, StopReason, is_farewell
 from rlver.core.emotion import PRESETS
-from rlver.core.profile import Intention, Language, Profile
+from rlver.core.profile import Fact, Intention, Language, Profile
 from rlver.rollout import play
 from rlver.stories.generate import generate
 
@@ -343,6 +344,36 @@ def test_no_fact_gives_the_hidden_intention_away(language: Language) -> None:
     for profile in generate(language, "train", 400) + generate(language, "benchmark", 100):
         for fact in profile.story.facts:
             assert not re.search(rf"\b{profile.intention}\b", fact.say, re.IGNORECASE), fact.say
+
+
+@languages
+@users
+def test_nobody_waits_for_ever(language: Language, user: UserType) -> None:
+    """An act that half suits pleases for a while; then the user is impatient, until the need is met."""
+    profile = next(p for p in generate(language, "train", 60) if p.intention is Intention.LISTEN)
+    agent = EmbeddedAgent(language, user)
+    dialogue = opened(profile, agent)
+    waits = []
+    for act in ("empathise",) * 5 + ("listen", "empathise", "empathise"):
+        dialogue.score = 50.0  # so that nobody leaves
+        text = next(x for x in lines(language)[act] if [a for a in tag(x, language).acts if a in NEED_ACTS] == [act])
+        assert dialogue.reply(text.format(h=handle(dialogue) or profile.story.facts[0].handle))
+        reaction = agent.react(dialogue, 1)
+        dialogue.react(reaction)
+        waits.append(sum(reason.points for reason in reaction.reasons if reason.cue == "waiting"))
+    assert waits == pytest.approx([0, 0, -1.2, -2.4, -3.6, 0, 0, 0])
+
+
+def test_a_thing_has_a_short_name() -> None:
+    ovens = Fact(say="He put them beside the bread ovens.", handle="the bread ovens")
+    keys = Fact(say="I lost the house keys.", handle="the house keys")
+    assert short_name(ovens, "en") == "the ovens"
+    assert takes_up("So the ovens were hot.", ovens, "en") and takes_up("The bread ovens!", ovens, "en")
+    assert not takes_up("So there was bread.", ovens, "en")
+    # Anybody speaks of keys: only the whole name shows which are meant.
+    assert short_name(keys, "en") == "the house keys"
+    assert takes_up("The house keys are gone.", keys, "en") and not takes_up("I know such keys.", keys, "en")
+    assert short_name(Fact(say="面包炉坏了。", handle="面包炉"), "zh") == "面包炉"
 
 
 @languages

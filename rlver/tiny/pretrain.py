@@ -31,21 +31,22 @@ class PretrainConfig(BaseModel):
     language: Language = "en"
     think: bool = False
     seed: int = 0
-    exchange_steps: int = 300
+    exchange_steps: int = 600
     """Steps on single exchanges: one line of the user and a good reply. What the user's words call for is learned
     here in seconds, and hardly ever where it has to be found in a long talk first."""
-    short_steps: int = 400
+    short_steps: int = 300
     """Steps on dialogues of two turns in which most replies are good, half of each batch still single exchanges."""
-    steps: int = 300
+    steps: int = 250
     """Steps on whole dialogues as the base policy shall lead them, half of each batch still short ones."""
     dialogues: int = 800
     """Whole dialogues in the corpus; short ones are three times as many, exchanges four times."""
     batch: int = 6
-    """Whole dialogues a step; short ones are twice as many, exchanges four times."""
+    """Size of a step: four times as many exchanges in the first stage, twice as many exchanges and as many short
+    dialogues in the second, half as many short and whole ones each in the third."""
     drills: int = 4
     """Sequences of random tokens in each batch, to be copied: whatever the words that training meets, the skill stays
     that of copying any."""
-    lr: float = 1.5e-3
+    lr: float = 2.5e-3
     """Peak learning rate of AdamW; linear warm-up over 3 % of the steps, linear decay over the second half."""
     matrix_lr: float = 0.006
     """Peak learning rate of Muon, which trains the weight matrices: it needs about a third fewer steps."""

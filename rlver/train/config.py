@@ -59,7 +59,7 @@ class TrainConfig(BaseModel):
     """PPO's clip range of the probability ratio."""
     value_clip: float = Field(0.5, gt=0)
     """How far the critic's value may move from the one at sampling."""
-    kl: float = Field(0.1, ge=0)
+    kl: float = Field(0.05, ge=0)
     """Weight of the divergence from the starting policy (k3 estimator) in the loss; it keeps replies fluent."""
     entropy: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""

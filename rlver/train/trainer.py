@@ -34,6 +34,9 @@ from rlver.train.metrics import dialogue_metrics
 from rlver.train.rewards import returns, turn_rewards
 from rlver.train.samples import Sample, collate, from_trace, hidden_states, micro_batches
 
+_MAX_DIVERGENCE = 10.0
+"""Largest estimate of the divergence at one token, in nats; k3 grows with the ratio of the probabilities itself."""
+
 
 @dataclass
 class Experience:
@@ -202,7 +205,8 @@ class Trainer:
             log_softmax = self._log_softmax(self.model, hidden_states(self.model, batch))
             logprobs = log_softmax.gather(1, batch.targets[:, None]).squeeze(1)
             surrogate, clipped = policy_loss(logprobs, old, advantages, config.clip)
-            divergence, spread = kl_k3(logprobs, reference), entropy(log_softmax)
+            # Cut: one token that the reference finds far likelier would else be the whole update.
+            divergence, spread = kl_k3(logprobs, reference).clamp(max=_MAX_DIVERGENCE), entropy(log_softmax)
             loss = (weights * (surrogate + config.kl * divergence - config.entropy * spread)).sum()
             loss.backward()
             gap = max(gap, float((logprobs - old).detach().abs().max()))
