@@ -24,6 +24,8 @@ class PolicyResult(Frozen):
     """Whether it thought before its replies."""
     prompt: str
     """Hash of its system prompt; empty if it has none."""
+    temperature: float | None = None
+    """At which its replies were sampled; None if it does not sample."""
     summary: Summary
     fit: float
     """Share of its acts that suit the hidden intention, 0-1."""
@@ -85,6 +87,7 @@ def assess(
         policy=policy.spec,
         think=policy.think,
         prompt=policy.prompt_hash,
+        temperature=getattr(policy, "temperature", None),
         summary=summarise(transcripts),
         fit=fit_share(transcripts),
         fluent=check.share(replies_of(transcripts)) if check else None,

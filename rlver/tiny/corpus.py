@@ -180,7 +180,7 @@ def write_corpus(
 
 
 def _swap_things(profile: Profile, others: Sequence[Profile], rng: random.Random) -> Profile:
-    """Put things of other training stories into a story, most of the time: copying must not be knowing by heart."""
+    """Put things of other training stories into a story: copying must not be knowing by heart."""
     if rng.random() >= _SWAP_SHARE:
         return profile
     facts = []
