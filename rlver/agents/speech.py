@@ -10,8 +10,9 @@ from rlver.core.data import read_yaml
 from rlver.core.emotion import Band
 from rlver.core.profile import Language
 
-Phrasing = Literal["train", "heldout"]
-"""Which of two disjoint sets of sentences the user speaks with; held-out ones are never met in training."""
+Phrasing = Literal["train", "validation", "heldout"]
+"""Which of disjoint sets of sentences the user speaks with: to train with, to choose settings by (hints of its own,
+the rest as in training), and to measure with, never met before."""
 
 # Cues of the judge that have lines of their own; the others speak through one of these.
 _LINES = {
@@ -43,7 +44,7 @@ class Speech:
         lines = self._lines
         for key in path:
             lines = lines[key]
-        return self._draw(lines[self._phrasing], slots)
+        return self._draw(lines.get(self._phrasing, lines["train"]), slots)
 
     def mood(self, band: Band) -> str:
         """A line that shows the band. Whoever stays in spite of an extreme one speaks as in the next to it."""
