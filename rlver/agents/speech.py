@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 from rlver.core.data import read_yaml
@@ -76,11 +77,18 @@ class Speech:
         return self._joint.join(part for part in parts if part)
 
     def _draw(self, lines: Sequence[str], slots: dict[str, str]) -> str:
-        usable = [line for line in lines if all(slots.get(name) for name in _slots(line))]
-        filled = [line.format(**slots) for line in usable]
-        fresh = [line for line in filled if line not in self._said]
-        return self._rng.choice(fresh or filled)
+        given = {name for name, value in slots.items() if value}
+        said = ""
+        for _ in range(len(lines)):
+            line = self._rng.choice(lines)
+            if _slots(line) <= given:
+                said = line.format(**slots)
+                if said not in self._said:
+                    return said
+        # All that was drawn has been said before: better twice than nothing.
+        return said or next(line.format(**slots) for line in lines if _slots(line) <= given)
 
 
-def _slots(line: str) -> list[str]:
-    return [part.split("}")[0] for part in line.split("{")[1:]]
+@cache
+def _slots(line: str) -> set[str]:
+    return {part.split("}")[0] for part in line.split("{")[1:]}

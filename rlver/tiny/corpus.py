@@ -94,8 +94,8 @@ class CorpusAuthor:
         deed = rng.choice(self._lines["acts"][act]["plain"])
         if not handle:
             return Line(deed, "", deed)
-        first = rng.choice(self._lines["specific"]).replace("{h}", handle)
-        return Line(self._joint.join([first, deed]), handle, deed)
+        then = rng.choice(self._lines["specific"]).replace("{h}", handle)
+        return Line(self._joint.join([deed, then]), handle, deed)
 
     def _thought(self, dialogue: Dialogue, rng: random.Random) -> str:
         thoughts = self._lines["thoughts"]
@@ -126,6 +126,18 @@ def _last_handle(dialogue: Dialogue) -> str:
 
 Written = tuple[Dialogue, list[Line]]
 """A dialogue and the author's lines in it."""
+
+
+def act_sentences(language: Language) -> dict[str, list[str]]:
+    """The sentences by which the author does each act."""
+    acts = read_yaml("rlver.tiny", f"data/replies.{language}.yaml")["acts"]
+    return {act: list(lines["plain"]) for act, lines in acts.items()}
+
+
+def hint_lines(language: Language) -> list[tuple[str, Intention]]:
+    """Every training line by which users let their need show, and that need."""
+    hints = read_yaml("rlver.agents", f"data/speech.{language}.yaml")["hints"]
+    return [(line, Intention(need)) for need, lines in hints.items() for line in lines["train"]]
 
 
 def write_exchanges(language: Language, think: bool, count: int, seed: int) -> list[Written]:

@@ -16,7 +16,7 @@ from rlver.core.seeds import derive
 from rlver.policies.chat import ChatFormat
 from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
-from rlver.tiny.corpus import Line, Written, write_corpus, write_exchanges
+from rlver.tiny.corpus import Line, Written, act_sentences, hint_lines, write_corpus, write_exchanges
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon
 from rlver.tiny.tokenizer import train_tokenizer
@@ -31,9 +31,12 @@ class PretrainConfig(BaseModel):
     language: Language = "en"
     think: bool = False
     seed: int = 0
-    exchange_steps: int = 600
-    """Steps on single exchanges: one line of the user and a good reply. What the user's words call for is learned
-    here in seconds, and hardly ever where it has to be found in a long talk first."""
+    hint_steps: int = 250
+    """Steps on hints alone: a line that lets the need show, a fifth of its words lost, and the word with which an apt
+    reply begins. What the user's words call for is learned here in seconds, and hardly ever where it has to be found
+    in a long talk first."""
+    exchange_steps: int = 250
+    """Steps on single exchanges: one line of the user and a good reply."""
     short_steps: int = 300
     """Steps on dialogues of two turns in which most replies are good, half of each batch still single exchanges."""
     steps: int = 250
@@ -41,8 +44,8 @@ class PretrainConfig(BaseModel):
     dialogues: int = 800
     """Whole dialogues in the corpus; short ones are three times as many, exchanges four times."""
     batch: int = 6
-    """Size of a step: four times as many exchanges in the first stage, twice as many exchanges and as many short
-    dialogues in the second, half as many short and whole ones each in the third."""
+    """Size of a step: sixteen times as many hints in the first stage, four times as many exchanges in the second, twice
+    as many exchanges and as many short dialogues in the third, half as many short and whole ones each in the last."""
     drills: int = 4
     """Sequences of random tokens in each batch, to be copied: whatever the words that training meets, the skill stays
     that of copying any."""
@@ -98,30 +101,36 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
         return _batches([_example(*item, chat, config) for item in written], size, steps, rng)
 
     size, between, late = config.batch, config.short_steps, config.steps
+    total = config.hint_steps + config.exchange_steps + between + late
+    many, few = config.hint_steps, total - config.hint_steps
     stages = (
-        batches(exchanges, 4 * size, config.exchange_steps),
-        _mixed(batches(exchanges, 2 * size, between), batches(short, size, between)),
-        _mixed(batches(short, size // 2, late), batches(whole, size // 2, late)),
+        [_hint_batches(chat, config, 16 * size, many, rng)],
+        [batches(exchanges, 4 * size, config.exchange_steps)],
+        [batches(exchanges, size, between), batches(short, size, between)],
+        [batches(short, size // 2, late), batches(whole, size // 2, late)],
     )
-    total = sum(map(len, stages))
+    steps = [parts for stage in stages for parts in zip(*stage, strict=True)]
+    practice = [()] * many + [(part,) for part in _hint_batches(chat, config, 6 * size, few, rng)]
     model.train()
-    for step, examples in enumerate(batch for stage in stages for batch in stage):
-        examples = examples + [_drill(rng, len(tokenizer)) for _ in range(config.drills)]
+    for step, parts in enumerate((*a, *b) for a, b in zip(practice, steps, strict=True)):
+        drills = [_drill(rng, len(tokenizer)) for _ in range(config.drills)]
         rate = min(1.0, (step + 1) / (0.03 * total), 2 * (1 - step / total))
         for optimizer, lr in optimizers.items():
             optimizer.param_groups[0]["lr"] = lr * rate
-        batch = collate([sample for sample, _ in examples])
-        weights = torch.cat([weight for _, weight in examples])
-        logits = model.lm_head(hidden_states(model, batch))
-        losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-        loss = (losses * weights).sum() / weights.sum()
         model.zero_grad()
-        loss.backward()
+        loss = 0.0
+        weight = sum(float(weights.sum()) for part in (*parts, drills) for _, weights in part)
+        for part in (*parts, drills):
+            batch = collate([sample for sample, _ in part])
+            logits = model.lm_head(hidden_states(model, batch))
+            losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+            ((losses * torch.cat([weights for _, weights in part])).sum() / weight).backward()
+            loss = float(losses.detach().mean()) if part is parts[-1] else loss
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         if on_step:
-            on_step(step, total, float(losses.detach().mean()))
+            on_step(step, total, loss)
     model.eval()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
@@ -156,6 +165,30 @@ def _batches(examples: list[Example], size: int, steps: int, rng: random.Random)
             alike = sorted(order[start : start + 8 * size], key=lambda example: len(example[0]))
             chunk = [alike[i : i + size] for i in range(0, len(alike) - size + 1, size)]
             batches += rng.sample(chunk, len(chunk))
+    return batches[:steps]
+
+
+_LOST = 0.2
+"""Share of a hint's tokens that are replaced by random ones: every word must do its part, not a few known by heart."""
+
+
+def _hint_batches(chat: ChatFormat, config: PretrainConfig, size: int, steps: int, rng: random.Random) -> list[list[Example]]:
+    """Batches of hints, each answered by the first word of an apt act; all are met before any comes again."""
+    deeds = act_sentences(config.language)
+    pairs = hint_lines(config.language)
+    batches: list[list[Example]] = []
+    while len(batches) < steps:
+        order = rng.sample(pairs, len(pairs))
+        for start in range(0, len(order) - size + 1, size):
+            batches.append([])
+            for hint, act in order[start : start + size]:
+                context, said = chat.turn(hint), set(chat.text(hint))
+                context = [
+                    rng.randrange(len(chat.tokenizer)) if i in said and rng.random() < _LOST else i for i in context
+                ]
+                first = chat.text(rng.choice(deeds[act]))[:1]
+                sample = from_trace(Trace(context=context, replies=[Reply(len(context), first, [0.0])]))
+                batches[-1].append((sample, torch.full((1,), 4.0)))
     return batches[:steps]
 
 
