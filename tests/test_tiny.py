@@ -160,7 +160,7 @@ def test_an_exchange_is_one_line_and_one_good_reply(language: Language) -> None:
     assert 10 < len(facts) < 50
     assert [d.opening for d, _ in exchanges if not d.opening_hint] == facts
     for dialogue, (line,) in exchanges:
-        assert line.deed and line.raw.endswith(line.deed)
+        assert line.start and line.raw.endswith(line.start)
         assert bool(line.handle) == (dialogue.opening_fact is not None)
         assert dialogue.opening_hint != bool(line.handle)
 

@@ -31,7 +31,6 @@ INSIGHT_SHARE = 0.75
 """Share of thoughts that name the need, where the user has hinted at it; the reply does not depend on them."""
 _HINT_SHARE = 0.6
 """Share of the single exchanges in which the user lets the need show; in the others a fact is told."""
-_SWAP_SHARE = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Line:
     raw: str
     handle: str
     """The thing of the user's story that it takes up; empty if none."""
-    deed: str = ""
-    """The sentence with which it does its act; empty if it does none."""
+    start: str = ""
+    """The sentence that it begins with: there it is decided what to do for whom."""
 
 
 class CorpusAuthor:
@@ -84,7 +83,7 @@ class CorpusAuthor:
             parts = [rng.choice(lines["first"]), rng.choice(lines["refer"])]
         else:
             parts = [rng.choice(lines["first"]), rng.choice(lines["second"])]
-        return Line(self._joint.join(parts), "")
+        return Line(self._joint.join(parts), "", parts[0])
 
     def _good(self, dialogue: Dialogue, rng: random.Random) -> Line:
         handle = _last_handle(dialogue)
@@ -192,21 +191,23 @@ def write_corpus(
 
 
 def _swap_things(profile: Profile, others: Sequence[Profile], rng: random.Random) -> Profile:
-    """Put things of other training stories into a story: copying must not be knowing by heart."""
-    if rng.random() >= _SWAP_SHARE:
-        return profile
+    """Put other things into a story: copying must not be knowing by heart."""
     facts = []
     for fact in profile.story.facts:
-        first, second = (rng.choice(rng.choice(others).story.facts).handle for _ in range(2))
-        handle = _recombined(first, second, profile.language)
+        handles = [rng.choice(rng.choice(others).story.facts).handle for _ in range(3)]
+        handle = _recombined(handles, profile.language, rng)
         facts.append(Fact(say=fact.say.replace(fact.handle, handle), handle=handle, kind=fact.kind))
     return profile.model_copy(update={"story": profile.story.model_copy(update={"facts": tuple(facts)})})
 
 
-def _recombined(first: str, second: str, language: Language) -> str:
-    """The first thing's qualifier with the second thing's noun: "the rye roster"."""
+def _recombined(handles: Sequence[str], language: Language, rng: random.Random) -> str:
+    """The first thing's qualifier with the second thing's noun, half of the time ending as words of the third do: "the
+    rye roster", "the ryper rostion". Stories that training never meets have words that it never meets."""
     if language == "zh":
-        return first[: (len(first) + 1) // 2] + second[len(second) // 2 :]
-    if " " not in first or " " not in second:
-        return first
-    return " ".join([*first.split()[:-1], second.split()[-1]])
+        return handles[0][: (len(handles[0]) + 1) // 2] + handles[1][len(handles[1]) // 2 :]
+    article, *words = [*handles[0].split()[:-1], handles[1].split()[-1]]
+    endings = handles[2].split()[1:]
+    if not words or not endings or article != "the":
+        return handles[0]
+    made = [word[:3] + rng.choice(endings)[-3:] if rng.random() < 0.5 else word for word in words]
+    return " ".join([article, *made])

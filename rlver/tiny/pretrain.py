@@ -84,7 +84,8 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
         users=("vanilla",),
     )
     whole = write_corpus(config.language, config.think, config.dialogues, config.seed)
-    tokenizer = train_tokenizer(text for dialogue, _ in whole for text in _texts(dialogue))
+    texts = [text for dialogue, _ in whole for text in _texts(dialogue)]
+    tokenizer = train_tokenizer([*texts, *(hint for hint, _ in hint_lines(config.language))])
     chat = ChatFormat(tokenizer, system_prompt(config.language, config.think))
     weights_seed = derive(config.seed, "weights")
     shape = (config.hidden, config.layers, config.heads, config.head_size, config.feedforward)
@@ -107,7 +108,7 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
         [_hint_batches(chat, config, 16 * size, many, rng)],
         [batches(exchanges, 4 * size, config.exchange_steps)],
         [batches(exchanges, size, between), batches(short, size, between)],
-        [batches(short, size // 2, late), batches(whole, size // 2, late)],
+        [batches(short, size // 3, late), batches(whole, size - size // 3, late)],
     )
     steps = [parts for stage in stages for parts in zip(*stage, strict=True)]
     practice = [()] * many + [(part,) for part in _hint_batches(chat, config, 6 * size, few, rng)]
@@ -223,9 +224,8 @@ def _weigh(line: Line, chat: ChatFormat, handle_weight: float, act_weight: float
     if line.handle:
         at = line.raw.rfind(line.handle)
         spans.append((at, at + len(line.handle), handle_weight))
-    if line.deed:
-        at = line.raw.rfind(line.deed)
-        spans.append((at, at + 2, act_weight))
+    at = line.raw.rfind(line.start)
+    spans.append((at, at + 2, act_weight))
     weights = [
         next((weight for begin, end, weight in spans if start < end and stop > begin), 1.0)
         for start, stop in encoded["offset_mapping"]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlver.core.think import CLOSE, OPEN
 
-VOCABULARY = 2048
+VOCABULARY = 3072
 """Small on purpose: many names and things of a story are several pieces long, so that the policy learns to copy
 pieces rather than words it knows."""
 
