@@ -17,7 +17,7 @@ from rlver.text.words import sentences
 NEED_ACTS = tuple(intention.value for intention in Intention)
 """Acts that answer one of the eight hidden intentions, under the intention's name."""
 OTHER_ACTS = ("comfort", "refer", "disclose", "restate", "question")
-STYLES = ("generic", "cold", "warm", "lecture", "unsafe")
+STYLES = ("generic", "cold", "warm", "lecture", "unsafe", "maybe", "tip", "sounds_like")
 
 
 class Tags(NamedTuple):
@@ -25,6 +25,9 @@ class Tags(NamedTuple):
 
     acts: dict[str, int]
     styles: dict[str, int]
+    sentences: int = 0
+    first: tuple[str, ...] = ()
+    """Styles of the first sentence."""
 
 
 @cache
@@ -40,7 +43,7 @@ def lexicon(language: Language) -> dict[str, dict[str, re.Pattern[str]]]:
     }
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=100_000)
 def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], tuple[str, ...]]:
     patterns = lexicon(language)
     return (
@@ -51,8 +54,9 @@ def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], t
 
 def tag(reply: str, language: Language) -> Tags:
     """Tag every sentence of a reply."""
-    tags = Tags({}, {})
-    for sentence in sentences(reply):
+    said = sentences(reply)
+    tags = Tags({}, {}, len(said), _tag_sentence(said[0], language)[1] if said else ())
+    for sentence in said:
         acts, styles = _tag_sentence(sentence, language)
         for name in acts:
             tags.acts[name] = tags.acts.get(name, 0) + 1
