@@ -79,8 +79,9 @@ class Cues(BaseModel):
     echo: int
     """Words of the user's last utterance, everyday ones left out, that the reply takes up (Chinese: pairs of
     characters)."""
-    touches: bool
-    """Takes up such a word of anything that the user has said."""
+    impersonal: int
+    """How many replies in a row, this one included, have taken up no fact that was told (of a story that is not
+    ours: no such word of anything that the user has said)."""
     same_start: int
     """Earlier replies that begin with the same words."""
     maybe: int
@@ -186,6 +187,19 @@ def _everyday_pairs() -> frozenset[str]:
     return frozenset(run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1))
 
 
+def _impersonal(replies: list[str], facts: list[Fact], heard: list[str], language: Language) -> int:
+    count = 0
+    for reply in reversed(replies):
+        if facts:
+            personal = any(takes_up(reply, fact, language) for fact in facts)
+        else:
+            personal = any(not _own_words(reply, language).isdisjoint(_own_words(said, language)) for said in heard)
+        if personal:
+            break
+        count += 1
+    return count
+
+
 def _start(text: str, language: Language) -> tuple[str, ...]:
     return words(text[:60], language)[:3]
 
@@ -257,7 +271,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
         unfinished=bool(reply) and not _ENDING.search(reply),
         wrong_language=script_share(reply, language) < 0.5,
         echo=len(own & _own_words(heard[-1], language)),
-        touches=any(not own.isdisjoint(_own_words(said, language)) for said in heard),
+        impersonal=_impersonal([*earlier, reply], facts, heard, language),
         same_start=sum(_start(reply, language) == _start(other, language) for other in earlier),
         maybe=tags.styles.get("maybe", 0),
         tips=tags.styles.get("tip", 0),

@@ -179,14 +179,14 @@ def _brief(cues: Cues, dialogue: Dialogue, user: UserType) -> dict[str, float]:
         values = [0.75 * v if v < 0 and act in _WARM_ACTS else v for v, act in zip(values, cues.acts, strict=True)]
     best, worst = max(values, default=0.0), min(values, default=0.0)
     answered, met = best >= SUITS_FROM, best > _MEETS_FROM
-    points = {}
+    points = {"brief": -3.5}  # a sentence or two has to earn its welcome: the fitted moods rest on much longer replies
     # Does it do what I came for?
     if best > 0:
-        points["fit" if met else "partial"] = 6.5 * best
+        points["fit" if met else "partial"] = 5.0 * best
     if not met:
         points["waiting"] = -1.2 * min(3, max(0, _waited(dialogue) - 1))
     if worst < 0:
-        points["misfit"] = (3.0 if answered else 6.0) * worst
+        points["misfit"] = (3.0 if answered else 5.0) * worst
     # Does it see my story? That counts for less if the reply misses the need, least for a guarded user.
     generic = -min(2.0, cues.generic)
     if not any(act in NEED_ACTS for act in cues.acts):
@@ -194,8 +194,6 @@ def _brief(cues: Cues, dialogue: Dialogue, user: UserType) -> dict[str, float]:
     if cues.new_facts:
         weight = 1.0 if answered else 0.6 if vanilla else 0.4
         points["specific"] = weight * (2.5 if cues.new_facts == 1 else 3.5)
-    elif not cues.old_facts:
-        generic -= 2.0
     points["generic"] = generic
     # How is it said?
     points["repeated"] = -10.0 * max(0.0, cues.repeated - 0.1)
@@ -225,16 +223,18 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
         "repeated": -3.0 * max(0, cues.again - 2),  # the same for the fourth time; once or twice is in the weights
         "too_long": -min(10.0, 2.0 * max(0.0, cues.long - 3.0)),  # nobody reads that
     }
+    # What takes up nothing of what I tell could be said to anyone. Once is human; who goes on so does not listen.
+    points["generic"] = -2.0 * min(5, cues.impersonal)
     if usual > 0:
-        # A reply of this length that takes up nothing of what it has heard could be said to anyone.
-        if not cues.touches and not cues.new_facts and not cues.old_facts:
-            points["generic"] = -2.5 * usual
+        # A long reply that is all about what I came for; recorded ones are about everything, so their weights miss it.
+        focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.intention)), default=0)
+        points["fit"] = 6.0 * usual * max(0.0, focus - 0.4)
         crowd = len(need_acts(cues)) - 2 - cues.length * _SIZE[dialogue.profile.language] / 60
         points["scattered"] = -2.5 * usual * max(0.0, crowd)  # all acts at once, as many as fit in
     if user == "challenging":
         # Expects more, and takes kindness that misses the need for what it is.
         met = any(meets(act, dialogue.profile.intention) for act in cues.acts)
-        points["guarded"] = -1.0 - (0.0 if met else 1.5 * usual)
+        points["guarded"] = -1.5 if met else -4.0
     return points
 
 

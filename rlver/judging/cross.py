@@ -9,7 +9,7 @@ import numpy as np
 
 from rlver.core.errors import RlverError
 from rlver.judging.fit import Design
-from rlver.judging.measures import model_measures, score_path, turn_measures
+from rlver.judging.measures import final_scores, model_measures, turn_measures
 from rlver.judging.recorded import Judged, Recorded
 
 FOLDS = 5
@@ -47,7 +47,6 @@ def cross_validate(
     change_N = np.array([row.change for row in rows])
     for name, group_N in groups.items():
         total_N = np.zeros(len(rows))
-        finals_D = [dialogue.start for dialogue in dialogues]
         for fold in range(FOLDS):
             for group in sorted(set(group_N.tolist())):
                 tested_N = (fold_N == fold) & (group_N == group)
@@ -55,13 +54,11 @@ def cross_validate(
                 trained_N = (fold_N != fold) & ((group_N != group) | (group == -1))
                 solved = design.solve(trained_N)
                 total_N[tested_N] = design.predict(solved)[tested_N]
-                tested = [row for row, mine in zip(rows, tested_N, strict=True) if mine]
-                score_path(tested, design.judge(solved, trained_N), finals_D)
                 done += 1
                 if on_fit:
                     on_fit(done, fits)
         found[name] = {
             "turn": turn_measures(total_N, change_N, [row.profile for row in rows], seed),
-            "models": model_measures(finals_D, dialogues, seed),
+            "models": model_measures(final_scores(rows, dialogues, total_N.tolist()), dialogues, seed),
         }
     return found

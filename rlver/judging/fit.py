@@ -44,7 +44,7 @@ BY_INTENTION = (*NEED_ACTS, *OTHER_ACTS)
 
 # Strengths of the penalties, in replies: on the height of a step, on its height for one intention, on the difference
 # of neighbouring steps, on a base by intention, on a model's own level.
-_HEIGHT, _HEIGHT_BY_INTENTION, _DIFFERENCE, _BASE, _MODEL = 2.0, 18.0, 100.0, 5.0, 100.0
+_HEIGHT, _HEIGHT_BY_INTENTION, _DIFFERENCE, _BASE, _MODEL = 2.0, 18.0, 100.0, 5.0, 300.0
 _DECIDED = 5.0
 """Replies that hand-set points move further than this tell nothing about the other cues."""
 METHOD = "additive steps, penalised least squares, one level per model (random effect), not kept"

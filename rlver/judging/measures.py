@@ -13,7 +13,7 @@ import numpy as np
 
 from rlver.agents.judge import STATE, STEPS, add_up, step
 from rlver.agents.weights import Weights
-from rlver.core.emotion import PRESETS, SUCCESS_AT, band
+from rlver.core.emotion import band
 from rlver.core.profile import Intention
 from rlver.judging.recorded import Judged, Recorded
 from rlver.text.ngram import quantile
@@ -44,28 +44,13 @@ def predict(rows: Sequence[Judged], weights: Weights) -> list[Prediction]:
     return found
 
 
-def final_scores(rows: Sequence[Judged], dialogues: Sequence[Recorded], weights: Weights) -> list[float]:
-    """Final score of every dialogue if the agent had judged it alone."""
+def final_scores(rows: Sequence[Judged], dialogues: Sequence[Recorded], totals: Sequence[float]) -> list[float]:
+    """Final score of every dialogue by the agent: its start and all the changes that the agent predicts, each from
+    the recorded score before the reply, between 0 and 100."""
     finals = [dialogue.start for dialogue in dialogues]
-    score_path(rows, weights, finals)
-    return finals
-
-
-def score_path(rows: Sequence[Judged], weights: Weights, finals_D: list[float]) -> None:
-    """Move the start scores in `finals_D` to where the agent's own judgement takes them over the recorded replies:
-    it goes by its own score and last changes. A dialogue that it would have ended stays where it ended."""
-    preset = PRESETS["sage"]
-    last: dict[int, tuple[float, float]] = {}
-    for row in rows:
-        i = row.dialogue
-        if finals_D[i] >= SUCCESS_AT or finals_D[i] < preset.fails_below:
-            continue
-        memory, momentum = last.get(i, (0.0, 0.0))
-        mine = {**row.seen.state, "mood": finals_D[i], "momentum": momentum, "memory": memory}
-        points = add_up(row.seen._replace(state=mine), row.intention, weights)
-        change = step(sum(points.values()), weights.big_step)
-        last[i] = (momentum, change)
-        finals_D[i] = preset.apply(finals_D[i], change)
+    for row, total in zip(rows, totals, strict=True):
+        finals[row.dialogue] += total
+    return [max(0.0, min(100.0, final)) for final in finals]
 
 
 def _bounded(points: float) -> float:
@@ -213,7 +198,7 @@ def score(rows: Sequence[Judged], dialogues: Sequence[Recorded], weights: Weight
             }
             for s in STEPS
         },
-        "models": model_measures(final_scores(rows, dialogues, weights), dialogues, seed),
+        "models": model_measures(final_scores(rows, dialogues, total_N.tolist()), dialogues, seed),
     }
 
 

@@ -6,7 +6,7 @@ or in ours.
 
 from __future__ import annotations
 
-
+import json
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from pathlib import Path
@@ -172,3 +172,30 @@ def judged_replies(
         if on_dialogue:
             on_dialogue(number + 1)
     return rows
+
+
+def read_ids(path: Path) -> set[str]:
+    """Profile ids from a file: one a line, a JSON list of them, or JSON lines with a field `id` or `profile`.
+
+    Raises:
+        RlverError: the file is missing or holds no ids.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RlverError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RlverError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    if text.lstrip().startswith("{"):
+        ids = {str(record.get("id") or record.get("profile") or "") for _, record in read_objects(path)}
+    elif text.lstrip().startswith("["):
+        try:
+            ids = {str(name) for name in json.loads(text)}
+        except (ValueError, TypeError):
+            raise RlverError(f"{path}: starts like a JSON list of ids, and is none.") from None
+    else:
+        ids = {line.strip() for line in text.splitlines()}
+    ids.discard("")
+    if not ids:
+        raise RlverError(f"{path}: no profile ids in this file.")
+    return ids
