@@ -6,12 +6,12 @@ arXiv 2505.02847, appendix, merged to what a reader can tell apart).
 
 from __future__ import annotations
 
-import re
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from rlver.core.data import read_yaml
+from rlver.core.data import read_text, read_yaml
 from rlver.core.profile import Intention, Language
+from rlver.text.patterns import PatternIndex
 from rlver.text.words import sentences
 
 NEED_ACTS = tuple(intention.value for intention in Intention)
@@ -31,25 +31,17 @@ class Tags(NamedTuple):
 
 
 @cache
-def lexicon(language: Language) -> dict[str, dict[str, re.Pattern[str]]]:
-    """The compiled lexicon: {"acts": {act: pattern}, "style": {style: pattern}}."""
+def lexicon(language: Language) -> PatternIndex:
+    """The compiled lexicon: acts and styles, whose names do not meet."""
     data = read_yaml("rlver.agents", f"data/lexicon.{language}.yaml")
-    return {
-        group: {
-            name: re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
-            for name, patterns in data[group].items()
-        }
-        for group in ("acts", "style")
-    }
+    sample = read_text("rlver.agents", f"data/reference.{language}.txt").split("\n")[:200]
+    return PatternIndex(data["acts"] | data["style"], sample)
 
 
 @lru_cache(maxsize=100_000)
 def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    patterns = lexicon(language)
-    return (
-        tuple(act for act, pattern in patterns["acts"].items() if pattern.search(sentence)),
-        tuple(style for style, pattern in patterns["style"].items() if pattern.search(sentence)),
-    )
+    found = lexicon(language).found_in(sentence)
+    return tuple(name for name in found if name not in STYLES), tuple(name for name in found if name in STYLES)
 
 
 def tag(reply: str, language: Language) -> Tags:

@@ -136,6 +136,7 @@ def _belongings(language: Language) -> frozenset[str]:
     return frozenset((marks | {name.lower() for name in people}) - _everyday(language))
 
 
+@lru_cache(maxsize=50_000)
 def content_words(text: str, language: Language) -> frozenset[str]:
     """Words that carry content (English only)."""
     return frozenset(w for w in words(text, language) if len(w) > 2 and w.isalpha() and w not in stopwords(language))
@@ -288,10 +289,19 @@ def _garbled(sentence: str, language: Language) -> float:
     return max(0.0, threshold - model.worst_window(sentence))
 
 
+@lru_cache(maxsize=20_000)
+def _marks(text: str, language: Language) -> frozenset[str]:
+    """Marks of stories that a text holds."""
+    if language == "zh":
+        return frozenset(mark for mark in _belongings(language) if mark in text)
+    return _belongings(language) & frozenset(words(text, language))
+
+
 @lru_cache(maxsize=5_000)
-def _at_home(profile: Profile) -> str:
+def _at_home(profile: Profile) -> frozenset[str]:
     story = profile.story
-    return " ".join([story.text, profile.persona.text, *(fact.say for fact in story.facts)]).lower()
+    text = "\n".join([story.text, profile.persona.text, *(fact.say for fact in story.facts)])
+    return _marks(text, profile.language)
 
 
 def _foreign(reply: str, profile: Profile, heard: list[str]) -> int:
@@ -299,15 +309,10 @@ def _foreign(reply: str, profile: Profile, heard: list[str]) -> int:
     language = profile.language
     if not is_known(profile.story.id, language):
         return 0
-    text = reply.lower()
-    marks = _belongings(language)
-    found = [mark for mark in marks if mark in text] if language == "zh" else marks & set(words(reply, language))
+    found = _marks(reply, language)
     if not found:
         return 0
-    home = "\n".join([_at_home(profile), *heard]).lower()
-    if language == "zh":
-        return sum(mark not in home for mark in found)
-    return len(set(found) - set(words(home, language)))
+    return len(found - _at_home(profile) - frozenset().union(*(_marks(text, language) for text in heard)))
 
 
 def need_acts(cues: Cues) -> tuple[str, ...]:

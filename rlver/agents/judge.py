@@ -179,10 +179,10 @@ def _brief(cues: Cues, dialogue: Dialogue, user: UserType) -> dict[str, float]:
         values = [0.75 * v if v < 0 and act in _WARM_ACTS else v for v, act in zip(values, cues.acts, strict=True)]
     best, worst = max(values, default=0.0), min(values, default=0.0)
     answered, met = best >= SUITS_FROM, best > _MEETS_FROM
-    points = {"brief": -3.5}  # a sentence or two has to earn its welcome: the fitted moods rest on much longer replies
+    points = {"brief": -3.8}  # a sentence or two has to earn its welcome: the fitted moods rest on much longer replies
     # Does it do what I came for?
     if best > 0:
-        points["fit" if met else "partial"] = 5.0 * best
+        points["fit" if met else "partial"] = (6.5 if met else 4.0) * best
     if not met:
         points["waiting"] = -1.2 * min(3, max(0, _waited(dialogue) - 1))
     if worst < 0:
@@ -256,7 +256,7 @@ def step(total: float, big_step: tuple[float, float]) -> int:
 
 def _round(points: Mapping[str, float], big_step: tuple[float, float]) -> tuple[int, list[Reason]]:
     change = step(sum(points.values()), big_step)
-    reasons = [Reason(cue=cue, points=round(value, 2)) for cue, value in points.items()]
-    reasons = sorted((reason for reason in reasons if reason.points), key=lambda reason: -abs(reason.points))
+    rounded = sorted(((cue, round(value, 2)) for cue, value in points.items()), key=lambda item: -abs(item[1]))
+    reasons = [Reason.model_construct(cue=cue, points=value) for cue, value in rounded if value]
     rest = round(change - sum(reason.points for reason in reasons), 2)
     return change, [*reasons, *([Reason(cue="rounding", points=rest)] if rest else [])]

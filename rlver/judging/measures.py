@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlver.agents.judge import STATE, STEPS, add_up, step
+from rlver.agents.judge import STEPS, add_up, step
 from rlver.agents.weights import Weights
 from rlver.core.emotion import band
 from rlver.core.profile import Intention
@@ -19,6 +19,7 @@ from rlver.judging.recorded import Judged, Recorded
 from rlver.text.ngram import quantile
 
 RESAMPLES = 500
+_OF_THE_SCORE = ("mood", "momentum", "memory")
 Array = np.ndarray[Any, Any]
 
 
@@ -28,7 +29,7 @@ class Prediction(NamedTuple):
     total: float
     """Sum of all points, at most 10 in either direction, before it is rounded to a step."""
     without_state: float
-    """The same without the cues of the user and the moment."""
+    """The same without what the present score and the last changes add."""
     change: int
     """The step."""
 
@@ -39,7 +40,7 @@ def predict(rows: Sequence[Judged], weights: Weights) -> list[Prediction]:
     for row in rows:
         points = add_up(row.seen, row.intention, weights)
         total = sum(points.values())
-        bare = total - sum(points.get(cue, 0.0) for cue in STATE)
+        bare = total - sum(points.get(cue, 0.0) for cue in _OF_THE_SCORE)
         found.append(Prediction(_bounded(total), _bounded(bare), step(total, weights.big_step)))
     return found
 
