@@ -162,9 +162,11 @@ def observe(cues: Cues, dialogue: Dialogue, user: UserType) -> Observation:
 def add_up(seen: Observation, intention: Intention, weights: Weights) -> dict[str, float]:
     """Points by cue, before they are rounded to a step."""
     points = weights.contributions(seen.state, intention)
+    points["intention"] = weights.base.get(intention, 0.0)
     if seen.usual > 0:
+        points["plain"] = seen.usual * weights.plain.get(intention, 0.0)
         for cue, value in weights.contributions(seen.reply, intention).items():
-            if cue != "intention":
+            if value:
                 points[cue] = seen.usual * value
     for cue, value in seen.fixed.items():
         points[cue] = points.get(cue, 0.0) + value

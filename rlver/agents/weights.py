@@ -61,17 +61,17 @@ class Weights(Frozen):
     provenance: Provenance
     base: dict[Intention, float]
     """Points that every reply gets, by hidden intention."""
+    plain: dict[Intention, float] = {}
+    """Points of a reply of usual length none of whose cues is above its first step, by hidden intention."""
     shapes: dict[str, Shape]
     big_step: tuple[float, float] = Field(default=(-7.5, 7.5))
     """From which total on, downwards and upwards, a change is 10 rather than 5: set so that steps of 10 are as
     frequent as recorded."""
 
     def contributions(self, values: Mapping[str, float], intention: Intention) -> dict[str, float]:
-        """Points by cue, for the cues of `values`; "intention" is the base."""
+        """Points by cue, for the cues of `values`."""
         shapes = self.shapes
-        points = {cue: shapes[cue].at(value, intention) for cue, value in values.items() if cue in shapes}
-        points["intention"] = self.base.get(intention, 0.0)
-        return points
+        return {cue: shapes[cue].at(value, intention) for cue, value in values.items() if cue in shapes}
 
     @property
     def mark(self) -> str:

@@ -112,16 +112,22 @@ class Design:
     def judge(self, solved: Array, trained_N: Array, provenance: Provenance | None = None) -> Weights:
         """The parameters as weights; `big_step` keeps steps of 10 as frequent as they are among the trained replies."""
         shapes: dict[str, dict[str, Any]] = {}
+        plain = dict.fromkeys(Intention, 0.0)
         at = 0
         for cue, intention, size in self._blocks:
-            points = tuple(round(float(value), 3) for value in solved[at : at + size])
+            # What a reply lacks is told once, as `plain`, and not by every act that it does not do.
+            first = 0.0 if cue in STATE else float(solved[at])
+            points = tuple(round(float(value) - first, 3) for value in solved[at : at + size])
             at += size
+            for who in Intention if intention is None else (intention,):
+                plain[who] += first
             shape = shapes.setdefault(cue, {"edges": EDGES[cue], "points": points, "by_intention": {}})
             if intention is not None:
                 shape["by_intention"][intention] = points
         return Weights(
             provenance=provenance or Provenance(),
             base={i: round(float(solved[at + k] + solved[-1]), 3) for k, i in enumerate(Intention)},
+            plain={who: round(value, 3) for who, value in plain.items()},
             shapes={cue: Shape(**shape) for cue, shape in shapes.items()},
             big_step=big_step(self.predict(solved)[trained_N], self._change_N[trained_N]),
         )
