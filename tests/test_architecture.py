@@ -19,6 +19,7 @@ FLOORS = {
     "benchmark": 4,
     "train": 4,
     "tiny": 4,
+    "judging": 4,
     "cli": 5,
     "__main__": 5,
 }

@@ -6,18 +6,18 @@ arXiv 2505.02847, appendix, merged to what a reader can tell apart).
 
 from __future__ import annotations
 
-import re
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from rlver.core.data import read_yaml
+from rlver.core.data import read_text, read_yaml
 from rlver.core.profile import Intention, Language
+from rlver.text.patterns import PatternIndex
 from rlver.text.words import sentences
 
 NEED_ACTS = tuple(intention.value for intention in Intention)
 """Acts that answer one of the eight hidden intentions, under the intention's name."""
 OTHER_ACTS = ("comfort", "refer", "disclose", "restate", "question")
-STYLES = ("generic", "cold", "warm", "lecture", "unsafe")
+STYLES = ("generic", "cold", "warm", "lecture", "unsafe", "maybe", "tip", "sounds_like")
 
 
 class Tags(NamedTuple):
@@ -25,34 +25,30 @@ class Tags(NamedTuple):
 
     acts: dict[str, int]
     styles: dict[str, int]
+    sentences: int = 0
+    first: tuple[str, ...] = ()
+    """Styles of the first sentence."""
 
 
 @cache
-def lexicon(language: Language) -> dict[str, dict[str, re.Pattern[str]]]:
-    """The compiled lexicon: {"acts": {act: pattern}, "style": {style: pattern}}."""
+def lexicon(language: Language) -> PatternIndex:
+    """The compiled lexicon: acts and styles, whose names do not meet."""
     data = read_yaml("rlver.agents", f"data/lexicon.{language}.yaml")
-    return {
-        group: {
-            name: re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
-            for name, patterns in data[group].items()
-        }
-        for group in ("acts", "style")
-    }
+    sample = read_text("rlver.agents", f"data/reference.{language}.txt").split("\n")[:200]
+    return PatternIndex(data["acts"] | data["style"], sample)
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=100_000)
 def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    patterns = lexicon(language)
-    return (
-        tuple(act for act, pattern in patterns["acts"].items() if pattern.search(sentence)),
-        tuple(style for style, pattern in patterns["style"].items() if pattern.search(sentence)),
-    )
+    found = lexicon(language).found_in(sentence)
+    return tuple(name for name in found if name not in STYLES), tuple(name for name in found if name in STYLES)
 
 
 def tag(reply: str, language: Language) -> Tags:
     """Tag every sentence of a reply."""
-    tags = Tags({}, {})
-    for sentence in sentences(reply):
+    said = sentences(reply)
+    tags = Tags({}, {}, len(said), _tag_sentence(said[0], language)[1] if said else ())
+    for sentence in said:
         acts, styles = _tag_sentence(sentence, language)
         for name in acts:
             tags.acts[name] = tags.acts.get(name, 0) + 1

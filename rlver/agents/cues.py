@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from rlver.agents.acts import NEED_ACTS, tag
 from rlver.core.data import read_text, read_yaml
 from rlver.core.dialogue import Dialogue
-from rlver.core.profile import Fact, Language
-from rlver.stories.library import load_stories
+from rlver.core.profile import Fact, Language, Profile
+from rlver.stories.library import is_known, load_stories
 from rlver.text.ngram import NgramModel, quantile
 from rlver.text.words import script_share, sentences, words
 
@@ -25,6 +25,7 @@ _GRAM = {"en": 4, "zh": 6}
 _SHORT = {"en": 5, "zh": 8}
 _LONG = {"en": 150, "zh": 300}
 _ENDING = re.compile(r"[.!?。！？…~～)\]」”\"'*]\s*$|[\U0001F300-\U0001FAFF]\s*$")
+_HAN_RUN = re.compile(r"[\u4e00-\u9fff]+")
 _LIST_MARK = re.compile(r"(?:^|[\s：:。.])(?:\d+[.)、]|[-*•]\s)")
 
 
@@ -35,6 +36,8 @@ class Cues(BaseModel):
 
     acts: tuple[str, ...]
     """Acts seen, the most frequent first."""
+    shares: dict[str, float]
+    """Share of the sentences that perform each of these acts, 0-1."""
     length: int
     """Words (English) or characters (Chinese), punctuation left out."""
     short: bool
@@ -46,6 +49,10 @@ class Cues(BaseModel):
     """Facts that it takes up again."""
     repeated: float
     """Share of its word sequences that stand in earlier replies already, 0-1."""
+    alike: float
+    """Share of its pairs of words that stand in the reply before it, 0-1."""
+    again: int
+    """Earlier replies that were nearly this one."""
     parroted: float
     """Share of the reply that is the user's own wording, counted only in long runs, 0-1."""
     generic: int
@@ -59,13 +66,30 @@ class Cues(BaseModel):
     questions: int
     foreign: int
     """Things and names of other people's stories."""
+    sentences: int
     garbled: float
-    """Bits by which the least likely stretch of words falls under what normal sentences reach."""
+    """Bits by which the least likely stretch of words falls under what normal sentences reach, in the worst sentence."""
+    half_garbled: float
+    """The same for the sentence that half of the others are worse than."""
     doubled: int
     """Words said twice in a row."""
     unfinished: bool
     """No closing mark at the end."""
     wrong_language: bool
+    echo: int
+    """Words of the user's last utterance, everyday ones left out, that the reply takes up (Chinese: pairs of
+    characters)."""
+    impersonal: int
+    """How many replies in a row, this one included, have taken up no fact that was told (of a story that is not
+    ours: no such word of anything that the user has said)."""
+    same_start: int
+    """Earlier replies that begin with the same words."""
+    maybe: int
+    """Sentences that hedge."""
+    tips: int
+    """Sentences that propose to do something."""
+    sounds_like: bool
+    """Opens with a formula of understanding: "it sounds like", "I hear you"."""
 
 
 @cache
@@ -112,6 +136,7 @@ def _belongings(language: Language) -> frozenset[str]:
     return frozenset((marks | {name.lower() for name in people}) - _everyday(language))
 
 
+@lru_cache(maxsize=50_000)
 def content_words(text: str, language: Language) -> frozenset[str]:
     """Words that carry content (English only)."""
     return frozenset(w for w in words(text, language) if len(w) > 2 and w.isalpha() and w not in stopwords(language))
@@ -142,9 +167,42 @@ def takes_up(reply: str, fact: Fact, language: Language) -> bool:
     return len(content_words(fact.say, language) & said) >= 3
 
 
-def _grams(text: str, language: Language, n: int) -> set[tuple[str, ...]]:
+@lru_cache(maxsize=20_000)
+def _grams(text: str, language: Language, n: int) -> frozenset[tuple[str, ...]]:
     tokens = [word for word in words(text, language) if word.isalnum() or "'" in word]
-    return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
+    return frozenset(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+@lru_cache(maxsize=20_000)
+def _own_words(text: str, language: Language) -> frozenset[str]:
+    """What marks a text as being about its matter: content words (Chinese: pairs of characters) nobody else uses."""
+    if language == "en":
+        return content_words(text, language) - _everyday(language)
+    pairs = frozenset(run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1))
+    return pairs - _everyday_pairs()
+
+
+@cache
+def _everyday_pairs() -> frozenset[str]:
+    text = read_text("rlver.agents", "data/reference.zh.txt")
+    return frozenset(run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1))
+
+
+def _impersonal(replies: list[str], facts: list[Fact], heard: list[str], language: Language) -> int:
+    count = 0
+    for reply in reversed(replies):
+        if facts:
+            personal = any(takes_up(reply, fact, language) for fact in facts)
+        else:
+            personal = any(not _own_words(reply, language).isdisjoint(_own_words(said, language)) for said in heard)
+        if personal:
+            break
+        count += 1
+    return count
+
+
+def _start(text: str, language: Language) -> tuple[str, ...]:
+    return words(text[:60], language)[:3]
 
 
 def _repeated(reply: str, earlier: list[str], language: Language) -> float:
@@ -153,10 +211,12 @@ def _repeated(reply: str, earlier: list[str], language: Language) -> float:
     own = _grams(reply, language, n)
     if not own:
         return float(any(words(reply, language) == words(other, language) for other in earlier))
-    seen: set[tuple[str, ...]] = set()
-    for other in earlier:
-        seen |= _grams(other, language, n)
+    seen = frozenset().union(*(_grams(other, language, n) for other in earlier))
     return len(own & seen) / len(own)
+
+
+def _shared(own: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
+    return len(own & other) / len(own) if own else 0.0
 
 
 def _parroted(reply: str, told: str, language: Language) -> float:
@@ -183,17 +243,19 @@ def read_cues(dialogue: Dialogue) -> Cues:
     taken = [fact for fact in facts if takes_up(reply, fact, language)]
     old = sum(any(takes_up(other, fact, language) for other in earlier) for fact in taken)
 
-    story, persona = profile.story, profile.persona
-    home = " ".join([story.text, persona.text, *(fact.say for fact in story.facts)])
-    foreign = _foreign(reply, tokens, [home, *heard], language)
+    own = _own_words(reply, language)
+    garbled = sorted(_garbled(sentence, language) for sentence in sentences(reply[:20_000])) or [0.0]
     return Cues(
         acts=tuple(sorted(tags.acts, key=lambda act: (-tags.acts[act], act))),
         length=length,
+        shares={act: count / tags.sentences for act, count in tags.acts.items()},
         short=length < _SHORT[language],
         long=max(0.0, length / _LONG[language] - 1),
         new_facts=len(taken) - old,
         old_facts=old,
         repeated=_repeated(reply, earlier, language),
+        alike=_shared(_grams(reply, language, 2), _grams(earlier[-1], language, 2)) if earlier else 0.0,
+        again=sum(_repeated(reply, [other], language) > 0.8 for other in earlier),
         parroted=_parroted(reply, " ".join(heard[-2:]), language),
         generic=tags.styles.get("generic", 0),
         cold=tags.styles.get("cold", 0),
@@ -201,12 +263,20 @@ def read_cues(dialogue: Dialogue) -> Cues:
         unsafe=tags.styles.get("unsafe", 0),
         lecture="lecture" in tags.styles or len(_LIST_MARK.findall(reply)) >= 2,
         questions=reply.count("?") + reply.count("？"),
-        foreign=foreign,
-        garbled=max((_garbled(sentence, language) for sentence in sentences(reply[:20_000])), default=0.0),
+        foreign=_foreign(reply, profile, heard),
+        sentences=tags.sentences,
+        garbled=garbled[-1],
+        half_garbled=garbled[len(garbled) // 2],
         # Chinese doubles characters all the time, so only English is checked.
         doubled=sum(a == b and a.isalpha() for a, b in pairwise(tokens)) if language == "en" else 0,
         unfinished=bool(reply) and not _ENDING.search(reply),
         wrong_language=script_share(reply, language) < 0.5,
+        echo=len(own & _own_words(heard[-1], language)),
+        impersonal=_impersonal([*earlier, reply], facts, heard, language),
+        same_start=sum(_start(reply, language) == _start(other, language) for other in earlier),
+        maybe=tags.styles.get("maybe", 0),
+        tips=tags.styles.get("tip", 0),
+        sounds_like="sounds_like" in tags.first,
     )
 
 
@@ -220,16 +290,29 @@ def _garbled(sentence: str, language: Language) -> float:
 
 
 @lru_cache(maxsize=20_000)
-def _word_set(text: str, language: Language) -> frozenset[str]:
-    return frozenset(words(text, language))
-
-
-def _foreign(reply: str, tokens: tuple[str, ...], home: list[str], language: Language) -> int:
+def _marks(text: str, language: Language) -> frozenset[str]:
+    """Marks of stories that a text holds."""
     if language == "zh":
-        text = "\n".join(home)
-        return sum(mark in reply and mark not in text for mark in _belongings(language))
-    marks = set(tokens) & _belongings(language)
-    return sum(all(mark not in _word_set(text, language) for text in home) for mark in marks) if marks else 0
+        return frozenset(mark for mark in _belongings(language) if mark in text)
+    return _belongings(language) & frozenset(words(text, language))
+
+
+@lru_cache(maxsize=5_000)
+def _at_home(profile: Profile) -> frozenset[str]:
+    story = profile.story
+    text = "\n".join([story.text, profile.persona.text, *(fact.say for fact in story.facts)])
+    return _marks(text, profile.language)
+
+
+def _foreign(reply: str, profile: Profile, heard: list[str]) -> int:
+    """Marks of other stories. Of a story from elsewhere nobody can tell what is foreign to it."""
+    language = profile.language
+    if not is_known(profile.story.id, language):
+        return 0
+    found = _marks(reply, language)
+    if not found:
+        return 0
+    return len(found - _at_home(profile) - frozenset().union(*(_marks(text, language) for text in heard)))
 
 
 def need_acts(cues: Cues) -> tuple[str, ...]:

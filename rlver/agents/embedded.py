@@ -8,8 +8,9 @@ import random
 from rlver.agents.acts import NEED_ACTS
 from rlver.agents.base import Opening, UserType
 from rlver.agents.cues import read_cues, takes_up
-from rlver.agents.judge import FIT, VERSION, judge
+from rlver.agents.judge import FIT, STATE, VERSION, judge, meets
 from rlver.agents.speech import Phrasing, Speech, line_key
+from rlver.agents.weights import Weights, default_weights
 from rlver.core.data import digest, read_text
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import SUCCESS_AT, band
@@ -22,17 +23,24 @@ _HINT_UNMET, _HINT_MET = 0.8, 0.5
 class EmbeddedAgent:
     """A deterministic simulated user (`en`, `zh`; vanilla or challenging). See `SentientAgent` for its methods."""
 
-    def __init__(self, language: Language, user: UserType = "vanilla", phrasing: Phrasing = "train") -> None:
+    def __init__(
+        self,
+        language: Language,
+        user: UserType = "vanilla",
+        phrasing: Phrasing = "train",
+        weights: Weights | None = None,
+    ) -> None:
         self.language = language
         self.user = user
         self.phrasing = phrasing
+        self.weights = weights or default_weights()
 
     @property
     def identity(self) -> str:
-        """For example `embedded/vanilla/en/heldout@1-3f2a90bc`: judge version and a hash of lines and lexicon."""
+        """For example `embedded/vanilla/en/heldout@1-3f2a90bc`: judge version and a hash of lines, lexicon and weights."""
         texts = [read_text("rlver.agents", f"data/{name}.{self.language}.yaml") for name in ("speech", "lexicon")]
         reference = read_text("rlver.agents", f"data/reference.{self.language}.txt")
-        mark = digest(*texts, reference, json.dumps(FIT, sort_keys=True))
+        mark = digest(*texts, reference, json.dumps(FIT, sort_keys=True), self.weights.mark)
         return f"embedded/{self.user}/{self.language}/{self.phrasing}@{VERSION}-{mark}"
 
     def open(self, profile: Profile, seed: int) -> Opening:
@@ -56,13 +64,15 @@ class EmbeddedAgent:
         """Judge the last reply, feel, and answer."""
         profile = dialogue.profile
         cues = read_cues(dialogue)
-        change, reasons = judge(cues, dialogue, self.user)
-        main = next((r.cue for r in reasons if r.points * change > 0 and r.cue != "rounding"), "partial")
-        key = line_key(main, change)
+        change, reasons = judge(cues, dialogue, self.user, self.weights)
+        acts = tuple(act for act in cues.acts if act in NEED_ACTS)
+        met = any(meets(act, profile.intention) for act in acts)
+        silent = ("rounding", "guarded", *STATE)  # what the reply has no part in
+        main = next((r.cue for r in reasons if r.points * change > 0 and r.cue not in silent), "partial")
+        key = line_key("fit" if main in acts and met and change > 0 else main, change)
         said = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
         speech = self._speech(profile, seed, len(dialogue.turns), said)
         thought = speech.thought(key)
-        acts = tuple(act for act in cues.acts if act in NEED_ACTS)
         after = dialogue.preset.apply(dialogue.score, change)
 
         leaving = None
@@ -78,8 +88,7 @@ class EmbeddedAgent:
 
         untold = [i for i in range(len(profile.story.facts)) if i not in dialogue.told]
         fact = untold[0] if untold else None
-        met = main == "fit"
-        hint = self.user == "vanilla" and speech.chance(_HINT_MET if met else _HINT_UNMET)
+        hint = self.user == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
         if hint:
             closing = speech.line("hints", profile.intention)
         elif self.user == "challenging" and speech.chance(0.5):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -56,19 +55,12 @@ def find_profile(name: str, path: Path | None) -> Profile:
     Raises:
         RlverError: there is none.
     """
-    found: Sequence[Profile] = read_profiles(path) if path else _generated(name)
+    from rlver.stories.generate import regenerate
+
+    generated = None if path else regenerate(name)
+    found: Sequence[Profile] = read_profiles(path) if path else [generated] if generated else []
     for profile in found:
         if profile.id == name:
             return profile
     where = str(path) if path else "the built-in profiles"
     raise RlverError(f"there is no profile {name!r} in {where}; `rlver profiles list` shows what there is.")
-
-
-def _generated(name: str) -> list[Profile]:
-    match = re.fullmatch(r"(en|zh)-(train|validation|benchmark)-(\d{1,15})-(\d{4,5})-.+", name)
-    if match is None:
-        return []
-    from rlver.stories import generate
-
-    language, split, seed, number = match.groups()
-    return generate(language, split, int(number) + 1, int(seed))[-1:]  # type: ignore[arg-type]

@@ -59,6 +59,16 @@ def benchmark_profiles(language: Language) -> list[Profile]:
     return generate(language, "benchmark", BENCHMARK_SIZE, _BENCHMARK_SEED)
 
 
+def regenerate(name: str) -> Profile | None:
+    """The generated profile of that id; None if no generated profile could have it."""
+    match = re.fullmatch(r"(en|zh)-(train|validation|benchmark)-(\d{1,15})-(\d{4,5})-.+", name)
+    if match is None:
+        return None
+    language, split, seed, number = match.groups()
+    profile = generate(language, split, int(number) + 1, int(seed))[-1]  # type: ignore[arg-type]
+    return profile if profile.id == name else None
+
+
 def _profile(
     language: Language,
     split: Split,

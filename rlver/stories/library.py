@@ -77,3 +77,13 @@ def load_stories(language: Language, split: Split | None = None) -> list[StorySp
             if split in (None, belongs):
                 chosen.append(story)
     return chosen
+
+
+@cache
+def _known(language: Language) -> frozenset[str]:
+    return frozenset(story.id for story in load_stories(language))
+
+
+def is_known(story: str, language: Language) -> bool:
+    """Whether a story of that id is one of ours."""
+    return story in _known(language)

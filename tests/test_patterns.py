@@ -1,0 +1,41 @@
+"""The index of patterns finds what trying every pattern finds, and never less."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlver.core.data import read_text, read_yaml
+from rlver.text.patterns import PatternIndex
+
+PATTERNS = {
+    "a": [r"\b(sorry|apolog\w+)\b", r"^no+$"],
+    "b": [r"(?<!not )you.{0,6}(right|ri[sg]ht)", r"don.?t|isn't"],
+    "c": [r"(ab|cd)?e{2,}", r"[xyz]\d", r"(?!foo)\w*bar"],
+    "d": [r"\W{3}|听.{0,3}(说|见)"],
+}
+
+
+def naive(groups: dict[str, list[str]], text: str) -> tuple[str, ...]:
+    return tuple(n for n, patterns in groups.items() if any(re.search(p, text, re.IGNORECASE) for p in patterns))
+
+
+@given(st.lists(st.sampled_from(["Sorry", " ", "apologies", "not ", "you", "Right", "rist", "don", "t", "'", "EE",
+                                 "x", "4", "foo", "bar", "no", "!!!", "听", "他说", "ab", "isn't"]), max_size=8))  # fmt: skip
+def test_nothing_is_missed(parts: list[str]) -> None:
+    text = "".join(parts)
+    assert PatternIndex(PATTERNS).found_in(text) == naive(PATTERNS, text)
+    assert PatternIndex(PATTERNS, ["sorry you", "bar"]).found_in(text) == naive(PATTERNS, text)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_lexicon_is_read_as_it_is_written(language: str) -> None:
+    groups = read_yaml("rlver.agents", f"data/lexicon.{language}.yaml")["acts"]
+    lines = read_text("rlver.agents", f"data/reference.{language}.txt").split("\n")[::7]
+    lines += [s for group in read_yaml("rlver.agents", "data/act_examples.yaml")[language].values() for s in group[:3]]
+    index = PatternIndex(groups, lines[:20])
+    for line in lines:
+        assert index.found_in(line) == naive(groups, line)
