@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
 from rlver.core.profile import Frozen, Intention
 from rlver.core.transcript import Transcript
@@ -40,7 +39,7 @@ def summarise(transcripts: Sequence[Transcript], seed: int = 0) -> Summary:
     Raises:
         RlverError: no dialogue counts.
     """
-    scored = [t for t in transcripts if t.stop is not StopReason.ERROR]
+    scored = [t for t in transcripts if t.stop.scored]
     if not scored:
         raise RlverError(f"none of the {len(transcripts)} dialogues can be scored: there are none or all failed.")
     by_intention: dict[Intention, list[float]] = defaultdict(list)

@@ -39,7 +39,9 @@ class Transcript(BaseModel):
     turns: list[Turn]
     stop: StopReason
     score: float
-    """Final score in points, 0 where the format was broken."""
+    """Final score in points, 0 where the format was broken; without meaning where `stop.scored` is false."""
+    error: str = ""
+    """What failed, where something did."""
 
     @property
     def success(self) -> bool:
@@ -73,6 +75,7 @@ def record(dialogue: Dialogue, *, policy: str, user: str, prompt: str, seed: int
         turns=dialogue.turns,
         stop=dialogue.stop,
         score=100.0 * dialogue.reward,
+        error=dialogue.error,
     )
 
 
@@ -82,11 +85,17 @@ def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> int:
 
 
 def read_transcripts(path: Path) -> list[Transcript]:
-    """Read transcripts. Raises RlverError naming file and line for a broken or foreign line."""
+    """Read transcripts, alone or in the log of a benchmark, whose other lines are passed over.
+
+    Raises:
+        RlverError: a line is broken or foreign; the message names file and line.
+    """
     transcripts = []
     for where, record in read_objects(path):
+        if record.get("kind") == "run":
+            continue
         try:
-            transcripts.append(Transcript.model_validate(record))
+            transcripts.append(Transcript.model_validate(record.get("transcript", record)))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
