@@ -13,6 +13,7 @@ FLOORS = {
     "version": 0,
     "text": 1,
     "stories": 1,
+    "llm": 1,
     "agents": 2,
     "policies": 2,
     "rollout": 3,

@@ -84,7 +84,7 @@ def judge(cues: Cues, dialogue: Dialogue, user: UserType) -> tuple[int, list[Rea
     The points of the reasons add up exactly to the change; the reason "rounding" leads from their sum to one of
     the four steps that people-like judges use.
     """
-    intention, persona = dialogue.profile.intention, dialogue.profile.persona
+    intention, persona = dialogue.profile.need, dialogue.profile.persona
     vanilla = user == "vanilla"
     points: dict[str, float] = {}
 

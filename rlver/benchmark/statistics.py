@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlver.core.errors import RlverError
-from rlver.core.profile import Frozen, Intention
+from rlver.core.profile import ChatIntention, Frozen, Intention
 from rlver.core.transcript import Transcript
 
 RESAMPLES = 2000
@@ -27,7 +27,7 @@ class Summary(Frozen):
     """Share of dialogues that ended below 10, 0-1."""
     ci95: tuple[float, float]
     """95 % bootstrap percentile interval of the score (low, high), clustered by profile."""
-    by_intention: dict[Intention, float]
+    by_intention: dict[Intention | ChatIntention, float]
     """Mean final score per hidden intention that occurs."""
     errors: int
     """Dialogues that ended because a model or an endpoint failed: left out of all the above."""
@@ -42,7 +42,7 @@ def summarise(transcripts: Sequence[Transcript], seed: int = 0) -> Summary:
     scored = [t for t in transcripts if t.stop.scored]
     if not scored:
         raise RlverError(f"none of the {len(transcripts)} dialogues can be scored: there are none or all failed.")
-    by_intention: dict[Intention, list[float]] = defaultdict(list)
+    by_intention: dict[Intention | ChatIntention, list[float]] = defaultdict(list)
     for transcript in scored:
         by_intention[transcript.intention].append(transcript.score)
     return Summary(
@@ -51,7 +51,7 @@ def summarise(transcripts: Sequence[Transcript], seed: int = 0) -> Summary:
         success=_mean([float(t.success) for t in scored]),
         failure=_mean([float(t.failure) for t in scored]),
         ci95=bootstrap([t.score for t in scored], [t.profile for t in scored], seed),
-        by_intention={i: _mean(by_intention[i]) for i in Intention if i in by_intention},
+        by_intention={i: _mean(by_intention[i]) for i in (*Intention, *ChatIntention) if i in by_intention},
         errors=len(transcripts) - len(scored),
     )
 

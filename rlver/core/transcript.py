@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlver.core.dialogue import Dialogue, StopReason, Turn
 from rlver.core.errors import RlverError
 from rlver.core.jsonl import read_objects, write_objects
-from rlver.core.profile import Character, Intention, Language
+from rlver.core.profile import Character, ChatIntention, Intention, Language
 
 
 class Transcript(BaseModel):
@@ -23,7 +23,7 @@ class Transcript(BaseModel):
     profile: str
     """Id of the profile."""
     story: str
-    intention: Intention
+    intention: Intention | ChatIntention
     character: Character
     language: Language
     policy: str
