@@ -49,5 +49,6 @@ def resolve_user(
 
         return HumanAgent()
     raise RlverError(
-        f"--user {spec}: unknown; say embedded, vanilla, challenging, openai:MODEL@BASE_URL, any:PROVIDER/MODEL or human."
+        f"--user {spec}: unknown; say embedded, vanilla, challenging, openai:MODEL@BASE_URL, any:PROVIDER/MODEL "
+        "or human."
     )

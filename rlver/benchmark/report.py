@@ -25,7 +25,7 @@ def score_table(results: Sequence[PolicyResult], title: str = "") -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     errors = any(result.summary.errors for result in results)
     if errors:
-        table.add_column("errors", justify="right", no_wrap=True)
+        table.add_column("unscored", justify="right", no_wrap=True)
     for result in results:
         summary = result.summary
         low, high = summary.ci95

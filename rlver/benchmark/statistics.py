@@ -30,7 +30,7 @@ class Summary(Frozen):
     by_intention: dict[Intention | ChatIntention, float]
     """Mean final score per hidden intention that occurs."""
     errors: int
-    """Dialogues that ended because a model or an endpoint failed: left out of all the above."""
+    """Dialogues that ended because a model or an endpoint failed or could not be read: left out of all the above."""
 
 
 def summarise(transcripts: Sequence[Transcript], seed: int = 0) -> Summary:
@@ -41,7 +41,8 @@ def summarise(transcripts: Sequence[Transcript], seed: int = 0) -> Summary:
     """
     scored = [t for t in transcripts if t.stop.scored]
     if not scored:
-        raise RlverError(f"none of the {len(transcripts)} dialogues can be scored: there are none or all failed.")
+        why = next((f" (the first: {t.error.rstrip('.')})" for t in transcripts if t.error), "")
+        raise RlverError(f"none of the {len(transcripts)} dialogues can be scored: there are none or all failed{why}.")
     by_intention: dict[Intention | ChatIntention, list[float]] = defaultdict(list)
     for transcript in scored:
         by_intention[transcript.intention].append(transcript.score)

@@ -92,7 +92,7 @@ def read_transcripts(path: Path) -> list[Transcript]:
     """
     transcripts = []
     for where, record in read_objects(path):
-        if record.get("kind") == "run":
+        if record.get("kind") in ("run", "end"):
             continue
         try:
             transcripts.append(Transcript.model_validate(record.get("transcript", record)))

@@ -66,11 +66,8 @@ def resolve_policy(
         return RemotePolicy(llm, language, think=bool(think), max_tokens=max_tokens, temperature=temperature)
     folder = Path(name if kind == "hf" else spec)
     if not folder.is_dir():
-        hint = (
-            f"; did you mean scripted:{spec}?"
-            if spec in SCRIPTED_NAMES
-            else ", no scripted:NAME, no openai:MODEL@BASE_URL and not human."
-        )
+        others = ", no scripted:NAME, no openai:MODEL@BASE_URL and not human."
+        hint = f"; did you mean scripted:{spec}?" if spec in SCRIPTED_NAMES else others
         raise RlverError(f"{spec}: this is no folder{hint}")
     note = read_note(folder)
     if note.language not in (None, language):
