@@ -44,7 +44,7 @@ def play(
         policy_seeds: one seed per dialogue.
         on_turn: called after every round with the number of dialogues that have ended.
     """
-    return run(
+    work = closing(
         play_async(
             profiles,
             policy,
@@ -55,8 +55,10 @@ def play(
             policy_seeds=policy_seeds,
             on_turn=on_turn,
         ),
-        waits(policy, agent),
+        policy,
+        agent,
     )
+    return run(work, waits(policy, agent))
 
 
 async def play_async(
@@ -161,6 +163,16 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
+async def closing(work: Coroutine[Any, Any, T], *sides: Policy | SentientAgent) -> T:
+    """Do the work, then close what the sides have open towards endpoints: connections belong to an event loop."""
+    try:
+        return await work
+    finally:
+        for side in sides:
+            if hasattr(side, "close"):
+                await side.close()
+
+
 def waits(policy: Policy, agent: SentientAgent) -> bool:
     """Whether one of the two answers later."""
     return any(map(iscoroutinefunction, (policy.reply, agent.open, agent.react)))
@@ -182,9 +194,12 @@ def run(work: Coroutine[Any, Any, T], waiting: bool = True) -> T:
     try:
         return loop.run_until_complete(work)
     finally:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(_cancel(asyncio.all_tasks(loop)))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

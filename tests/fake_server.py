@@ -137,7 +137,7 @@ class FakeServer:
                 body = await reader.readexactly(int(named.get("content-length", 0)))
                 if not await self._answer(line.split()[1], named, body, writer):
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             writer.close()

@@ -137,6 +137,11 @@ class LlmAgent:
         speech = await self._speak(fill("speak", self.language, slots), derive(seed, turn, "speak"), said)
         return Reaction(change=verdict.change, thought=thought, utterance=speech.utterance, votes=votes)
 
+    async def close(self) -> None:
+        """Close connections; the agent can be used again."""
+        for llm in self.models:
+            await llm.close()
+
     async def judge(self, dialogue: Dialogue, seed: int) -> tuple[Verdict, tuple[float, ...]]:
         """Step one alone: the verdict on the last reply, with the median change, and all votes if there are several.
 
@@ -151,7 +156,7 @@ class LlmAgent:
             "reply": quote(reply),
         }
         prompt = fill("judge", self.language, slots)
-        foreign = "\n".join(turn.reply for turn in dialogue.turns)
+        foreign = [turn.reply for turn in dialogue.turns]
         panel = [(llm, vote) for llm in self.judges for vote in range(self.options.votes)]
         asked = [self._verdict(llm, prompt, foreign, derive(seed, vote)) for llm, vote in panel]
         if len(asked) == 1:
@@ -170,7 +175,7 @@ class LlmAgent:
         nearest = min(verdicts, key=lambda verdict: abs(verdict.change - middle))
         return nearest.model_copy(update={"change": middle}), votes
 
-    async def _verdict(self, llm: LLM, prompt: str, foreign: str, seed: int) -> Verdict:
+    async def _verdict(self, llm: LLM, prompt: str, foreign: Sequence[str], seed: int) -> Verdict:
         verdict = await ask(
             llm,
             [{"role": "user", "content": prompt}],

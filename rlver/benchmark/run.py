@@ -15,7 +15,7 @@ from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript, record
 from rlver.llm.usage import counting
 from rlver.policies.base import Policy
-from rlver.rollout import play_async, run, together, waits
+from rlver.rollout import closing, play_async, run, together, waits
 
 
 class Job(NamedTuple):
@@ -74,7 +74,8 @@ def run_benchmark(
         if on_progress:
             on_progress(ended, len(jobs))
 
-    run(play_jobs(jobs, policy, agent, preset, Pace(batch), keep, on_ended), waits(policy, agent))
+    work = play_jobs(jobs, policy, agent, preset, Pace(batch), keep, on_ended)
+    run(closing(work, policy, agent), waits(policy, agent))
     return [found[job.key] for job in jobs]
 
 
@@ -101,7 +102,8 @@ def run_to_log(
         on_dialogue(dialogue)
 
     left = (job for job in jobs if job.key not in log.scored)
-    run(play_jobs(left, policy, agent, preset, pace, keep), waits(policy, agent))
+    work = play_jobs(left, policy, agent, preset, pace, keep)
+    run(closing(work, policy, agent), waits(policy, agent))
     log.finish([job.key for job in jobs])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,17 +19,21 @@ _FULL_WIDTH = str.maketrans("＋－−–０１２３４５６７８９", "+---0
 _MOST_OBJECTS = 50
 
 
-def read_object(text: str, form: type[M], foreign: str = "") -> M:
+def read_object(text: str, form: type[M], foreign: Sequence[str] = ()) -> M:
     """The one object of this form in the text, whatever stands around it.
 
     Args:
-        foreign: text by somebody else that the model may have quoted. An object that stands in it is not the model's.
+        foreign: texts by somebody else that the model may have quoted. What stands in them is not the model's.
 
     Raises:
         Unreadable: there is none, or there are several that differ; the message says what is wrong.
     """
     text = _THINK.sub("", text)
-    quoted = objects(foreign) if "{" in foreign else []
+    quoted = []
+    for other in foreign:
+        if "{" in other:
+            quoted += objects(other)
+            text = text.replace(other, " ")
     found: list[M] = []
     why = "no JSON object in it"
     for candidate in objects(text):

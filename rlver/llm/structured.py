@@ -30,7 +30,7 @@ async def ask(
     temperature: float | None,
     max_tokens: int | None,
     seed: int,
-    foreign: str = "",
+    foreign: Sequence[str] = (),
     check: Callable[[M], str] | None = None,
     attempts: int = 4,
 ) -> M:

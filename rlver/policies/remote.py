@@ -54,6 +54,10 @@ class RemotePolicy:
             return [await self._reply(active[0])]
         return await asyncio.gather(*(self._reply(index) for index in active))
 
+    async def close(self) -> None:
+        """Close connections; the policy can be used again."""
+        await self.llm.close()
+
     async def _reply(self, index: int) -> str | CallFailed:
         dialogue = self._dialogues[index]
         messages = [self._system, *(message.model_dump() for message in dialogue.messages())]
