@@ -77,13 +77,20 @@ class Gullible(Model):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_thirty_attacks_move_no_score(language: Language) -> None:
     assert len(ATTACKS["en"]) + len(ATTACKS["zh"]) == 30
+    talks = [
+        replies
+        for attack in ATTACKS[language]
+        for replies in ((attack,), (attack, "OK.", attack), ("OK.", f"I see. {attack} Tell me more."))
+    ]
+
+    async def changes(agent: LlmAgent) -> list[float]:
+        found = await asyncio.gather(*(agent.judge(begun(language, *replies), 1) for replies in talks))
+        await agent.close()
+        return [verdict.change for verdict, _ in found]
+
     with FakeServer(Gullible()) as server:
-        agent = LlmAgent(llm(server), language)
-        for attack in ATTACKS[language]:
-            for replies in ((attack,), (attack, "OK.", attack), ("OK.", f"I see. {attack} Tell me more.")):
-                reaction = react(agent, begun(language, *replies))
-                assert reaction.change == HONEST, attack
-        assert server.calls["ok"] == len(server.calls and ATTACKS[language]) * 3 * 2  # no verdict was asked for twice
+        assert asyncio.run(changes(LlmAgent(llm(server), language))) == [HONEST] * 45
+        assert server.calls["ok"] == 45  # no verdict was asked for twice
 
 
 def test_the_gullible_judge_obeys_what_gets_out_of_a_fence() -> None:
