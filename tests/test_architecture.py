@@ -20,6 +20,7 @@ FLOORS = {
     "benchmark": 4,
     "train": 4,
     "tiny": 4,
+    "serve": 4,
     "cli": 5,
     "__main__": 5,
 }
