@@ -163,7 +163,7 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def closing(work: Coroutine[Any, Any, T], *sides: Policy | SentientAgent) -> T:
+async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
     """Do the work, then close what the sides have open towards endpoints: connections belong to an event loop."""
     try:
         return await work

@@ -69,13 +69,17 @@ async def ask(
 def schema_of(form: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a form as endpoints want it: every field required, nothing else allowed, no notes."""
     schema = form.model_json_schema()
-    return {
-        "title": form.__name__,
-        "type": "object",
-        "properties": {
-            name: {key: part for key, part in field.items() if key in ("type", "description", "items", "enum")}
-            for name, field in schema["properties"].items()
-        },
-        "required": list(schema["properties"]),
-        "additionalProperties": False,
-    }
+    return {"title": form.__name__, **_strict(schema, schema.get("$defs", {}))}
+
+
+def _strict(part: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """A part of a schema with references put in, and without what endpoints do not know."""
+    if "$ref" in part:
+        part = known[part["$ref"].rpartition("/")[2]]
+    kept: dict[str, Any] = {key: part[key] for key in ("type", "enum", "const") if key in part}
+    if "items" in part:
+        kept["items"] = _strict(part["items"], known)
+    if "properties" in part:
+        kept["properties"] = {name: _strict(field, known) for name, field in part["properties"].items()}
+        kept |= {"required": list(part["properties"]), "additionalProperties": False}
+    return kept
