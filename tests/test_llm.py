@@ -44,6 +44,13 @@ def complete(llm: LLM, **options: Any) -> str:
     return asyncio.run(once())
 
 
+async def checked(llm: LLM) -> None:
+    try:
+        await llm.check()
+    finally:
+        await llm.close()
+
+
 def test_specs_are_read_and_written() -> None:
     for spec in ("openai:gpt-4.1", "openai:org/model:8b@http://127.0.0.1:8000/v1", "any:anthropic/claude"):
         assert parse_endpoint(spec).spec == spec
@@ -109,14 +116,14 @@ def test_a_dead_endpoint_and_a_bad_key_end_the_whole_run(monkeypatch: pytest.Mon
         complete(dead)
     assert not isinstance(caught.value, CallFailed)
     with pytest.raises(RlverError, match="nothing answers there"):
-        asyncio.run(dead.check())
+        asyncio.run(checked(dead))
     assert time.monotonic() - start < 6
     monkeypatch.setenv("RLVER_API_KEY", KEY)
     with FakeServer(key="another") as server:
         llm = client(server)
-        for work in (llm.check(), llm.complete(HELLO)):
+        for work in (lambda: asyncio.run(checked(llm)), lambda: complete(llm)):
             with pytest.raises(RlverError, match="check the key in RLVER_API_KEY") as caught:
-                asyncio.run(work)
+                work()
             assert KEY not in str(caught.value) and not isinstance(caught.value, CallFailed)
         assert server.calls["401"] == 2
 
@@ -127,6 +134,45 @@ def test_what_an_endpoint_does_not_know_is_left_out() -> None:
         assert complete(llm, schema={"title": "X", "type": "object"}, seed=3).startswith("I hear you")
         complete(llm, schema={"title": "X", "type": "object"})
         assert llm.tally.dropped == {"response_format"} and server.calls["400"] == 1
+
+
+def test_other_providers_come_through_any_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLVER_API_KEY", "x")
+    try:
+        import any_llm  # noqa: F401
+    except ImportError:
+        with pytest.raises(RlverError, match="any-llm-sdk"):
+            LLM(parse_endpoint("any:openai/fake"))
+        return
+    with FakeServer(key=KEY) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        llm = LLM(parse_endpoint("any:openai/fake"), FAST)
+        assert complete(llm, temperature=0.5, seed=3).startswith("I hear you") and llm.tally.calls == 1
+        server.faults, server.share = ["500"], 1.0
+        with pytest.raises(CallFailed, match="3 attempts"):
+            complete(llm)
+        server.key = "other"
+        with pytest.raises(RlverError) as caught:
+            complete(llm)
+        assert not isinstance(caught.value, CallFailed) and KEY not in str(caught.value)
+    with pytest.raises(RlverError, match="any:nobody"):
+        LLM(parse_endpoint("any:nobody/x"))
+
+
+def test_newer_models_get_the_newer_name_of_the_token_limit() -> None:
+    class Newer(FakeServer):
+        async def _answer(self, path: str, headers: Any, body: bytes, writer: Any) -> bool:
+            if b'"max_tokens"' in body:
+                text = b'{"error": {"message": "use max_completion_tokens instead of max_tokens"}}'
+                writer.write(b"HTTP/1.1 400 X\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+                return True
+            return await super()._answer(path, headers, body, writer)
+
+    with Newer() as server:
+        server.keep_requests = True
+        complete(client(server), max_tokens=7)
+        assert server.requests[0]["max_completion_tokens"] == 7
 
 
 def test_concurrency_and_rate_are_limited() -> None:

@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from rlver.core.errors import CallFailed, RlverError
 from rlver.core.profile import Frozen
+from rlver.llm.anyllm import AnyProvider, is_fatal, is_refusal
 from rlver.llm.cache import Cache, request_key
 from rlver.llm.endpoint import Endpoint, scrub
 from rlver.llm.usage import Tokens, count
@@ -96,6 +97,7 @@ class LLM:
         self.cache = cache
         self.tally = Tally()
         self._key = endpoint.key()
+        self._any = None if endpoint.base_url else AnyProvider(endpoint.model.partition("/")[0])
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: AsyncOpenAI
         self._slots: asyncio.Semaphore
@@ -150,6 +152,8 @@ class LLM:
         """
         import openai
 
+        if self._any:
+            return  # any-llm has no cheap question to ask
         self._bind()
         why = ""
         for _ in range(2):
@@ -168,7 +172,7 @@ class LLM:
 
     async def close(self) -> None:
         """Close connections. The client can be used again."""
-        if self._loop is asyncio.get_running_loop():
+        if self._loop is asyncio.get_running_loop() and not self._any:
             await self._client.close()
         self._loop = None
 
@@ -189,13 +193,14 @@ class LLM:
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
             max_connections=self.limits.concurrency + 8, max_keepalive_connections=self.limits.concurrency + 8
         )
-        self._client = openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=self.endpoint.base_url,
-            max_retries=0,  # the retries below are counted and bounded together
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
-            timeout=openai.Timeout(self.limits.timeout, connect=self.limits.connect),
-        )
+        if not self._any:
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key,
+                base_url=self.endpoint.base_url,
+                max_retries=0,  # the retries below are counted and bounded together
+                http_client=openai.DefaultAioHttpClient(limits=limits),
+                timeout=openai.Timeout(self.limits.timeout, connect=self.limits.connect),
+            )
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         rate = self.limits.per_minute
         # Spread over the minute, with bursts of a second: no thundering herd at its start.
@@ -245,14 +250,22 @@ class LLM:
             return await self._call(request)
         except openai.APIStatusError as error:
             raise self._judge(error, request) from None
-        except (openai.APITimeoutError, TimeoutError):
-            raise _Again(f"no answer within {self.limits.timeout:g} s") from None
         except openai.APIConnectionError as error:
-            if "Connect" in type(error.__cause__).__name__:
+            if _never_connected(error):
                 raise self._unreached(_why(error)) from None
-            raise _Again(f"the connection broke: {_why(error)}") from None
+            raise _Again(f"no answer, or one that broke off ({_why(error)})") from None
+        except TimeoutError:
+            raise _Again(f"no answer within {self.limits.timeout:g} s") from None
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
             raise _Again(f"not an answer of a chat model: {_why(error)}") from None
+        except Exception as error:
+            if self._any is None or isinstance(error, (_Again, RlverError)):
+                raise
+            if is_fatal(error):
+                raise RlverError(f"{self.endpoint.spec}: {self._clean(str(error))}.") from None
+            if is_refusal(error):
+                raise CallFailed(f"{self.endpoint.spec}: refused ({self._clean(str(error))}).") from None
+            raise _Again(self._clean(str(error))) from None
 
     async def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         async with self._slots:
@@ -262,20 +275,28 @@ class LLM:
                 await asyncio.sleep(pause)
             sent = {name: value for name, value in request.items() if name not in self.tally.dropped}
             self.tally.calls += 1
+            if "max_tokens" in request and "max_tokens" in self.tally.dropped:
+                sent["max_completion_tokens"] = request["max_tokens"]
             async with asyncio.timeout(self.limits.timeout):
-                response = await self._client.chat.completions.create(**sent)
-        text = response.choices[0].message.content
+                response = await self._send(sent)
+        text = response["choices"][0]["message"]["content"]
         self._last_answer = time.monotonic()
         if not isinstance(text, str) or not text.strip():
             raise _Again("an empty answer")
         if len(text) > LONGEST_ANSWER:
             raise _Again(f"an answer of {len(text):,} characters")
-        usage = response.usage
+        usage = response.get("usage") or {}
         return {
             "text": text,
-            "input": int(getattr(usage, "prompt_tokens", 0) or 0),
-            "output": int(getattr(usage, "completion_tokens", 0) or 0),
+            "input": int(usage.get("prompt_tokens") or 0),
+            "output": int(usage.get("completion_tokens") or 0),
         }
+
+    async def _send(self, request: dict[str, Any]) -> Any:
+        if self._any:
+            return await self._any.complete(request | {"model": request["model"].partition("/")[2]})
+        # Not `chat.completions.create`: to send our plain request through its types doubles the CPU of a call.
+        return await self._client.post("/chat/completions", body=request, cast_to=object)
 
     def _judge(self, error: APIStatusError, request: Mapping[str, Any]) -> Exception:
         """What an error of the endpoint means for us."""
@@ -311,6 +332,18 @@ class LLM:
     def _clean(self, text: str) -> str:
         """A short line without keys."""
         return " ".join(scrub(text, self._key).split())[:200].rstrip(".")
+
+
+def _never_connected(error: BaseException) -> bool:
+    """Whether there was no connection at all, rather than one that broke, whichever transport tells."""
+    names = []
+    cause = error.__cause__
+    while cause is not None:
+        names.append(type(cause).__name__)
+        cause = cause.__cause__
+    # Over aiohttp a connection that broke is a "ConnectTimeout", too; what lies beneath tells them apart.
+    broke = any(name in ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError") for name in names)
+    return not broke and any("Connect" in name for name in names)
 
 
 def _message(error: APIStatusError) -> str:
