@@ -124,6 +124,7 @@ def test_recorded_leaderboard_has_the_published_scores(recorded: Path, capsys: p
     assert main(["leaderboard", str(recorded)]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in NAMES) and "Tie for 1: gpt-4.1, claude3.7-think" in shown
+    assert "claude3.7-think and deepseek-v3-0324" in shown.replace("\n", " ")
 
 
 def test_judge_swap_on_the_recorded_dialogues(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

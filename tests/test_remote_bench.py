@@ -156,6 +156,25 @@ def server_lines(out: Path) -> list[bytes]:
         return []
 
 
+def test_ctrl_c_keeps_what_is_over(tmp_path: Path) -> None:
+    with FakeServer(latency=0.05) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlver", *command(server, tmp_path, "--n", "20", "--concurrency", "4")],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        limit = time.monotonic() + 30
+        while not server_lines(tmp_path)[2:] and time.monotonic() < limit:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=10)
+        assert process.returncode == 130 and shown.endswith("Interrupted.\n") and "Traceback" not in shown
+        assert 0 < len(dialogues(tmp_path)) < 20
+        assert main(command(server, tmp_path, "--n", "20", "--resume")) == 0
+    assert len(dialogues(tmp_path)) == 20
+
+
 def test_changed_settings_are_refused_with_the_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["bench", "--policy", "scripted:hedge", "--n", "3", "--out", str(tmp_path)]
     assert main(base) == 0
@@ -197,6 +216,8 @@ def test_the_log_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixt
         assert all(r["temperature"] == 0.3 and r["max_tokens"] == 99 and "seed" in r for r in sampled)
     head = read_head(log_of(tmp_path))
     assert head.config.policy == f"openai:fake@{server.url}" and head.config.temperature == 0.3
+    assert head.config.user_settings["votes"] == 3 and head.config.user_settings["judge_temperature"] == 0.0
+    assert {"rlver", "python", "openai"} <= set(head.versions)
     assert "/challenging/en@" in head.config.user and len(head.hash) == len(head.config.prompt) == 8
     item = next(iter(dialogues(tmp_path).values()))
     tokens = item.usage[head.config.policy]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -101,6 +101,14 @@ class LlmAgent:
         mark = digest(prompts_hash(self.language), self.options.model_dump_json(), specs)
         judged = "" if self.judges == (self.speaker,) else f"/judged by {specs}"
         return f"{self.speaker.endpoint.spec}{judged}/{self.user}/{self.language}@{mark}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the identity's hash stands for, in words."""
+        return self.options.model_dump() | {
+            "judges": [llm.endpoint.spec for llm in self.judges],
+            "prompts": prompts_hash(self.language),
+        }
 
     @property
     def models(self) -> tuple[LLM, ...]:

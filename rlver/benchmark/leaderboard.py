@@ -45,19 +45,10 @@ def rank_runs(runs: Mapping[str, Sequence[Transcript]], seed: int = 0) -> list[P
         RlverError: a run has no scored dialogue, or the runs share no profile.
     """
     names = list(runs)
-    scores = {name: profile_scores(runs[name]) for name in names}
     summaries = {name: summarise(runs[name], seed) for name in names}
-    common = sorted(set.intersection(*(set(found) for found in scores.values())))
-    if not common:
-        raise RlverError("these runs share no profile that all of them scored, so they cannot be ranked.")
-    scores_MP = np.array([[scores[name][key] for key in common] for name in names])
-    picks_RP = np.random.default_rng(seed).integers(len(common), size=(RESAMPLES, len(common)))
-    means_MR = np.stack([row[picks_RP].mean(axis=1) for row in scores_MP])
+    means_MR = _resampled(runs, seed)
     places_MR = 1 + (means_MR[None] > means_MR[:, None] + 1e-9).sum(axis=1)
-    better = [
-        sum(interval(means_MR[other] - means_MR[i])[0] > 0 for other in range(len(names)) if other != i)
-        for i in range(len(names))
-    ]
+    better = [sum(_surely(other, own) for other in means_MR) for own in means_MR]
     table = []
     for i, name in enumerate(names):
         low, high = interval(places_MR[i])
@@ -75,6 +66,35 @@ def rank_runs(runs: Mapping[str, Sequence[Transcript]], seed: int = 0) -> list[P
             )
         )
     return sorted(table, key=lambda place: -place.score)
+
+
+def undecided(runs: Mapping[str, Sequence[Transcript]], seed: int = 0) -> list[tuple[str, str]]:
+    """Pairs of runs that have different ranks and yet cannot be told apart: being tied does not carry over from one
+    pair to the next."""
+    table = rank_runs(runs, seed)
+    means = dict(zip(runs, _resampled(runs, seed), strict=True))
+    return [
+        (a.name, b.name)
+        for i, a in enumerate(table)
+        for b in table[i + 1 :]
+        if a.rank != b.rank and not _surely(means[a.name], means[b.name])
+    ]
+
+
+def _resampled(runs: Mapping[str, Sequence[Transcript]], seed: int) -> np.ndarray:
+    """Mean scores (runs, resamples) on the profiles that all runs have scored, resampled for all together."""
+    scores = [profile_scores(transcripts) for transcripts in runs.values()]
+    common = sorted(set.intersection(*(set(found) for found in scores)))
+    if not common:
+        raise RlverError("these runs share no profile that all of them scored, so they cannot be ranked.")
+    scores_MP = np.array([[found[key] for key in common] for found in scores])
+    picks_RP = np.random.default_rng(seed).integers(len(common), size=(RESAMPLES, len(common)))
+    return np.stack([row[picks_RP].mean(axis=1) for row in scores_MP])
+
+
+def _surely(above_R: np.ndarray, below_R: np.ndarray) -> bool:
+    """Whether the 95 % interval of the paired difference lies above 0."""
+    return interval(above_R - below_R)[0] > 0
 
 
 def read_runs(paths: Iterable[Path]) -> dict[str, list[Transcript]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +40,11 @@ class RunConfig(Frozen):
     think: bool
     temperature: float | None
     max_tokens: int | None
+    top_p: float | None = None
     user: str
-    """The sentient agent's identity: model, prompts, options."""
+    """The sentient agent's identity: model, and a hash of prompts and options."""
+    user_settings: dict[str, Any] = Field(default_factory=dict)
+    """How the model behind the user is asked; empty for users without one."""
     preset: str
     language: Language
     seed: int
@@ -60,8 +65,8 @@ class RunHead(BaseModel):
     config: RunConfig
     hash: str
     """Of `config`."""
-    rlver: str
-    """Version of the package that began the log."""
+    versions: dict[str, str]
+    """Of the packages that began the log, and of Python."""
 
 
 class LoggedDialogue(BaseModel):
@@ -171,7 +176,7 @@ class RunLog:
         if there:
             self._resume()
         else:
-            head = RunHead(config=self.config, hash=self.config.hash, rlver=version())
+            head = RunHead(config=self.config, hash=self.config.hash, versions=_versions())
             self._size = os.write(self._file, (head.model_dump_json() + "\n").encode())
 
     def _whole_lines(self) -> int:
@@ -193,6 +198,11 @@ class RunLog:
         self._places[key] = (start, length)
         if dialogue.transcript.stop.scored:
             self.scored[key] = dialogue.profile_hash
+
+
+def _versions() -> dict[str, str]:
+    found = {name: package_version(name) for name in ("openai", "pydantic")}
+    return {"rlver": version(), "python": platform.python_version(), **found}
 
 
 _OTHER = "take another --out, or the old settings to go on with it."

@@ -33,13 +33,10 @@ from rlver.core.errors import RlverError
 
 if TYPE_CHECKING:
     from rlver.agents.base import SentientAgent
-    from rlver.benchmark.log import LoggedDialogue, RunConfig
+    from rlver.benchmark.log import RunConfig
     from rlver.benchmark.results import BenchmarkResults
     from rlver.benchmark.run import Pace
-    from rlver.cli.progress import Steps
-    from rlver.core.emotion import Preset
-    from rlver.core.profile import Language, Profile
-    from rlver.llm.usage import Prices
+    from rlver.core.profile import Language
     from rlver.policies.base import Policy
 
 _HUMAN = "human"
@@ -128,6 +125,12 @@ def bench(
         float, typer.Option(min=1.0, help="Seconds that one dialogue may take.", rich_help_panel=EndpointPanel)
     ] = 900.0,
     cache: CacheOption = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Nucleus sampling of policies behind endpoints.", rich_help_panel=EndpointPanel
+        ),
+    ] = None,
     prices: PricesOption = None,
     as_json: JsonOption = False,
     matrix: Annotated[bool, typer.Option("--matrix", help="Also print which acts each policy does for whom.")] = False,
@@ -152,6 +155,7 @@ def bench(
     from rlver.benchmark.fluency import FluencyCheck, replies_of
     from rlver.benchmark.log import read_log
     from rlver.benchmark.results import BenchmarkResults, Sampling, assess
+    from rlver.cli.running import fill
     from rlver.core.data import digest
     from rlver.core.emotion import get_preset
     from rlver.llm import Limits
@@ -177,6 +181,7 @@ def bench(
             think=think,
             max_tokens=max_tokens,
             temperature=temperature,
+            top_p=top_p,
             connect=connections.connect,
         )
         for spec in policy
@@ -198,7 +203,7 @@ def bench(
         path = folder / f"{number}-{_slug(who.spec)}.jsonl"
         pace = _pace(who, agent, batch, concurrency, deadline)
         config = _config(who, agent, preset, language, seed)
-        _play(path, config, resume, who, agent, rules, chosen, repeats, pace, money)
+        fill(path, config, resume, who, agent, rules, chosen, repeats, pace, money)
         transcripts, usage = [], Usage()
         for dialogue in read_log(path):
             transcripts.append(dialogue.transcript)
@@ -240,7 +245,9 @@ def _config(who: Policy, agent: SentientAgent, preset: str, language: Language, 
         think=who.think,
         temperature=getattr(who, "temperature", None),
         max_tokens=getattr(who, "max_tokens", None),
+        top_p=getattr(who, "top_p", None),
         user=agent.identity,
+        user_settings=getattr(agent, "settings", {}),
         preset=preset,
         language=language,
         seed=seed,
@@ -261,68 +268,6 @@ def _pace(who: Policy, agent: SentientAgent, batch: int, concurrency: int, deadl
     if isinstance(who, (RemotePolicy, ScriptedPolicy)):
         return Pace(1, concurrency, deadline)
     return Pace(min(batch, concurrency), 1, deadline * batch)
-
-
-def _play(
-    path: Path,
-    config: RunConfig,
-    resume: bool,
-    who: Policy,
-    agent: SentientAgent,
-    rules: Preset,
-    profiles: list[Profile],
-    repeats: int,
-    pace: Pace,
-    money: Prices,
-) -> None:
-    """Fill the log, with progress."""
-    from rlver.benchmark.log import RunLog
-    from rlver.benchmark.run import list_jobs, run_to_log
-    from rlver.cli.progress import Steps
-
-    jobs = list_jobs(profiles, repeats, config.seed)
-    with RunLog(path, config, resume) as log, Steps(who.spec) as steps:
-        score = Running(steps, len(jobs), sum(job.key in log.scored for job in jobs), money, who.spec != _HUMAN)
-        try:
-            run_to_log(jobs, who, agent, rules, pace, log, score.take)
-        except RlverError as error:
-            kept = f"{len(log.scored)} of {len(jobs)} dialogues are kept"
-            raise RlverError(f"{str(error).rstrip('.')}; {kept} in {path}, go on with --resume.") from None
-
-
-class Running:
-    """The state of a benchmark while it runs: count, mean, failures and cost."""
-
-    def __init__(self, steps: Steps, total: int, done: int, money: Prices, shown: bool) -> None:
-        from rlver.llm.usage import Usage
-
-        self._steps, self._total, self._done, self._money, self._shown = steps, total, done, money, shown
-        self._scores = 0.0
-        self._scored = self._failed = 0
-        self._usage: Usage = {}
-
-    def take(self, dialogue: LoggedDialogue) -> None:
-        """Count a dialogue that is over."""
-        from rlver.llm.usage import add
-
-        self._done += 1
-        if dialogue.transcript.stop.scored:
-            self._scored += 1
-            self._scores += dialogue.transcript.score
-        else:
-            self._failed += 1
-        add(self._usage, dialogue.usage)
-        if self._shown:
-            self._steps.update(self._done, self._total, self._note())
-
-    def _note(self) -> str:
-        parts = [f"mean {self._scores / self._scored:.1f}"] if self._scored else []
-        if self._failed:
-            parts.append(f"{self._failed} failed")
-        if self._usage:
-            cost = self._money.cost(self._usage)
-            parts.append("cost unknown" if cost is None else f"${cost:.2f}")
-        return ", ".join(parts)
 
 
 def _show(found: BenchmarkResults, matrix: bool) -> None:

@@ -42,7 +42,7 @@ def leaderboard(
 
       rlver leaderboard transcripts/*.jsonl --json
     """
-    from rlver.benchmark.leaderboard import rank_runs
+    from rlver.benchmark.leaderboard import rank_runs, undecided
 
     found = _read(runs)
     table = rank_runs(found, seed)
@@ -76,6 +76,9 @@ def leaderboard(
     console.print(shown)
     for rank in sorted({rank for rank in ranks if ranks.count(rank) > 1}):
         console.print(f"Tie for {rank}: {', '.join(place.name for place in table if place.rank == rank)}", markup=False)
+    doubts = [f"{a} and {b}" for a, b in undecided(found, seed)]
+    if doubts:
+        console.print(f"Not told apart in spite of their ranks: {'; '.join(doubts)}", markup=False)
     for line in _cautions(found):
         console.print(line, markup=False)
 

@@ -32,6 +32,7 @@ class RemotePolicy:
         think: bool = False,
         max_tokens: int | None = None,
         temperature: float | None = None,
+        top_p: float | None = None,
     ) -> None:
         self.llm = llm
         self.spec = llm.endpoint.spec
@@ -41,6 +42,8 @@ class RemotePolicy:
         """Most tokens of one reply; None leaves it to the endpoint."""
         self.temperature = temperature
         """None leaves it to the endpoint."""
+        self.top_p = top_p
+        """Nucleus sampling; None leaves it to the endpoint."""
         self._system = {"role": "system", "content": system_prompt(language, think)}
 
     def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
@@ -65,6 +68,7 @@ class RemotePolicy:
             answer = await self.llm.complete(
                 messages,
                 temperature=self.temperature,
+                top_p=self.top_p,
                 max_tokens=self.max_tokens,
                 seed=derive(self._seeds[index], len(dialogue.turns)),
             )

@@ -41,6 +41,7 @@ def resolve_policy(
     think: bool | None = None,
     max_tokens: int | None = None,
     temperature: float | None = None,
+    top_p: float | None = None,
     connect: Callable[[str], LLM] | None = None,
 ) -> Policy:
     """The policy that `spec` names: `scripted:NAME`, `human`, a folder with a model (`FOLDER`, `hf:FOLDER`), or a
@@ -51,6 +52,7 @@ def resolve_policy(
             and human policies never think.
         max_tokens: most tokens of one reply of a model, thinking included; None takes what `rlver.json` says.
         temperature: of a model's sampling, 0 takes the likeliest token; None takes what `rlver.json` says.
+        top_p: of the sampling of a model behind an endpoint; None leaves it to the endpoint.
         connect: makes the client of an endpoint; by default one without a cache.
 
     Raises:
@@ -63,7 +65,9 @@ def resolve_policy(
         return HumanPolicy()
     if is_endpoint(spec):
         llm = connect(spec) if connect else LLM(parse_endpoint(spec))
-        return RemotePolicy(llm, language, think=bool(think), max_tokens=max_tokens, temperature=temperature)
+        return RemotePolicy(
+            llm, language, think=bool(think), max_tokens=max_tokens, temperature=temperature, top_p=top_p
+        )
     folder = Path(name if kind == "hf" else spec)
     if not folder.is_dir():
         others = ", no scripted:NAME, no openai:MODEL@BASE_URL and not human."
