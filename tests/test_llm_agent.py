@@ -20,7 +20,7 @@ from rlver.core.errors import CallFailed, RlverError, Unreadable
 from rlver.core.profile import ChatIntention, Intention, Language, Profile
 from rlver.llm import LLM, Endpoint, Limits
 from rlver.policies.scripted import ScriptedPolicy
-from rlver.rollout import play
+from rlver.rollout import play, play_async
 from rlver.stories import benchmark_profiles
 
 ATTACKS: dict[Language, list[str]] = yaml.safe_load((Path(__file__).parent / "attacks.yaml").read_text("utf-8"))
@@ -242,3 +242,16 @@ def test_wrong_language_and_repetition_are_asked_for_again() -> None:
         agent = LlmAgent(llm(server), "en")
         with pytest.raises(Unreadable, match="said before"):
             asyncio.run(agent._speak("x", 1, ["Hello."]))
+
+
+def test_a_dialogue_has_a_deadline() -> None:
+    async def late(agent: LlmAgent) -> list[Dialogue]:
+        policy = ScriptedPolicy("hedge", "en")
+        try:
+            return await play_async(benchmark_profiles("en")[:2], policy, agent, get_preset("sage"), deadline=0.3)
+        finally:
+            await agent.close()
+
+    with FakeServer(latency=0.2) as server:
+        dialogues = asyncio.run(late(LlmAgent(llm(server), "en")))
+    assert [d.stop for d in dialogues] == [StopReason.ERROR] * 2 and "not over after 0.3 s" in dialogues[0].error

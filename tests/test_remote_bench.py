@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_server import FAULTS, FakeServer, Model
@@ -20,6 +21,9 @@ from rlver.cli.main import main
 from rlver.core.profile import write_profiles
 from rlver.core.transcript import read_transcripts
 from rlver.stories import generate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 KEY = "sk-verysecret-0123456789"
 
@@ -262,3 +266,37 @@ def test_no_key_in_any_file_or_output_or_process_title(tmp_path: Path) -> None:
     assert len(written) >= 4 and titles
     for text in (*written, *titles, (out + err + failed.stdout + failed.stderr).encode()):
         assert KEY.encode() not in text and b"verysecret" not in text
+
+
+def test_a_folder_with_a_model_can_face_a_model_as_user(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    runs = []
+    with FakeServer() as server:
+        for name, concurrency in (("a", "3"), ("b", "8")):
+            more = ["--n", "5", "--max-tokens", "8", "--temperature", "1", "--concurrency", concurrency]
+            assert main(command(server, tmp_path / name, *more, policy=f"hf:{folder}")) == 0
+            runs.append({key: said(item) for key, item in dialogues(tmp_path / name).items()})
+    assert runs[0] == runs[1] and len(runs[0]) == 5
+
+
+def test_a_person_can_be_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["I am sad.", "high", "20", "5", "Go on.", "-3.5", "Bye."]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(answers) + "\n"))
+    bench = ["bench", "--policy", "scripted:hedge", "--user", "human", "--n", "1", "--out", str(tmp_path)]
+    assert main(bench) == 0
+    (item,) = dialogues(tmp_path).values()
+    assert item.transcript.stop == "farewell" and item.transcript.score == 41.5 and item.transcript.user == "human"
+    assert "You want, and do not say so" in capsys.readouterr().err
+
+
+def test_nothing_scored_is_an_error_and_the_log_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(faults=["no_json"], share=1.0) as server:
+        assert main(command(server, tmp_path, "--n", "2", policy="scripted:hedge")) == 1
+    assert "none of the 2 dialogues can be scored" in capsys.readouterr().err
+    assert {item.transcript.stop for item in dialogues(tmp_path).values()} == {"unreadable"}

@@ -54,6 +54,25 @@ def intention_table(results: Sequence[PolicyResult]) -> Table:
     return table
 
 
+def groups_table(result: PolicyResult) -> Table:
+    """Score, success and failure with 95 % intervals, per hidden intention and character type."""
+    table = _table(f"By hidden intention and character type, with 95 % intervals: {result.policy}", "group")
+    for column in ("n", "score", "95 %", "success %", "95 %", "failure %", "95 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for group, found in (*result.summary.intentions.items(), *result.summary.characters.items()):
+        shares = [
+            cell
+            for share, (low, high) in (
+                (found.success, found.success_ci95),
+                (found.failure, found.failure_ci95),
+            )
+            for cell in (_percent(share), f"{_percent(low)}-{_percent(high)}")
+        ]
+        low, high = found.ci95
+        table.add_row(group.value, str(found.n), f"{found.score:.1f}", f"{low:.1f}-{high:.1f}", *shares)
+    return table
+
+
 def matrix_table(result: PolicyResult) -> Table:
     """Acts by hidden intention, in % of the acts of the row; the act that the intention asks for is bold."""
     table = _table(f"What users with each intention (rows) were given, in %: {result.policy}", "wants")

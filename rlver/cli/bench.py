@@ -133,6 +133,9 @@ def bench(
     ] = None,
     prices: PricesOption = None,
     as_json: JsonOption = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Also print intervals per hidden intention and character type.")
+    ] = False,
     matrix: Annotated[bool, typer.Option("--matrix", help="Also print which acts each policy does for whom.")] = False,
 ) -> None:
     """Benchmark one or several policies and print one table.
@@ -230,7 +233,7 @@ def bench(
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        _show(found, matrix)
+        _show(found, groups, matrix)
         if connections.troubles:
             typer.echo(f"Endpoints: {connections.troubles}")
         typer.echo("\n".join(["Written:", *(f"  {result.transcripts}" for result in results), f"  {file}"]))
@@ -270,10 +273,10 @@ def _pace(who: Policy, agent: SentientAgent, batch: int, concurrency: int, deadl
     return Pace(min(batch, concurrency), 1, deadline * batch)
 
 
-def _show(found: BenchmarkResults, matrix: bool) -> None:
+def _show(found: BenchmarkResults, groups: bool, matrix: bool) -> None:
     from rich.console import Console
 
-    from rlver.benchmark.report import intention_table, matrix_table, score_table
+    from rlver.benchmark.report import groups_table, intention_table, matrix_table, score_table
 
     console = Console()
     console.print(score_table(found.policies, f"{found.user}, preset {found.preset}, seed {found.seed}"))
@@ -286,6 +289,8 @@ def _show(found: BenchmarkResults, matrix: bool) -> None:
             tokens = [f"{s}: {t.calls:,} answers, {t.input:,} + {t.output:,} tokens" for s, t in result.usage.items()]
             cost = "unknown" if result.cost is None else f"${result.cost:.4f}"
             typer.echo(f"Used with {result.policy}: {'; '.join(tokens)}; cost {cost}")
+        if groups:
+            console.print(groups_table(result))
         if matrix:
             console.print(matrix_table(result))
 
