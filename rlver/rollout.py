@@ -181,25 +181,13 @@ def waits(policy: Policy, agent: SentientAgent) -> bool:
 def run(work: Coroutine[Any, Any, T], waiting: bool = True) -> T:
     """Run a coroutine to its end and return its result.
 
-    What never waits (`waiting` false) is run without an event loop, so that it may be called from within one (a
-    notebook). Not `asyncio.run`, which takes Ctrl-C away from whoever reads the keyboard.
+    What never waits (`waiting` false) is run without an event loop: it may be called from within one (a notebook), and
+    Ctrl-C interrupts whoever reads the keyboard at once.
     """
-    if not waiting:
-        try:
-            work.send(None)
-        except StopIteration as end:
-            return end.value
-        raise RuntimeError("this work was said never to wait, and it waits")
-    loop = asyncio.new_event_loop()
+    if waiting:
+        return asyncio.run(work)
     try:
-        return loop.run_until_complete(work)
-    finally:
-        loop.run_until_complete(_cancel(asyncio.all_tasks(loop)))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("this work was said never to wait, and it waits")

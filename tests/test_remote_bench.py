@@ -298,5 +298,9 @@ def test_a_person_can_be_the_user(
 def test_nothing_scored_is_an_error_and_the_log_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FakeServer(faults=["no_json"], share=1.0) as server:
         assert main(command(server, tmp_path, "--n", "2", policy="scripted:hedge")) == 1
-    assert "none of the 2 dialogues can be scored" in capsys.readouterr().err
-    assert {item.transcript.stop for item in dialogues(tmp_path).values()} == {"unreadable"}
+        assert "none of the 2 dialogues can be scored" in capsys.readouterr().err
+        assert {item.transcript.stop for item in dialogues(tmp_path).values()} == {"unreadable"}
+        # What was unreadable is not in the cache: a second life asks anew.
+        server.share = 0.0
+        assert main(command(server, tmp_path, "--n", "2", "--resume", policy="scripted:hedge")) == 0
+    assert all(item.transcript.stop.scored for item in dialogues(tmp_path).values())

@@ -65,8 +65,8 @@ class JudgeOptions(Frozen):
     speak_temperature: float = Field(default=0.7, ge=0)
     votes: int = Field(default=1, ge=1)
     """Verdicts of each judge; the median counts. With a temperature of 0 more than one tells little."""
-    max_tokens: int | None = Field(default=1024, ge=64)
-    """Most tokens of one answer; None leaves it to the endpoint."""
+    max_tokens: int | None = Field(default=4096, ge=64)
+    """Most tokens of one answer, a reasoning model's thinking included; None leaves it to the endpoint."""
     asks: int = Field(default=4, ge=1)
     """How often a step is asked before an unreadable answer ends the dialogue."""
 

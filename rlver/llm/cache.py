@@ -16,7 +16,7 @@ from rlver.core.errors import RlverError
 
 
 class Cache:
-    """A table of answers. Whoever writes the same request first wins; nothing is ever overwritten."""
+    """A table of answers. Whoever writes the same request first wins; no answer is ever overwritten."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -38,6 +38,10 @@ class Cache:
         """Keep an answer."""
         text = json.dumps(answer, ensure_ascii=False)
         self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, text))
+
+    def drop(self, key: str) -> None:
+        """Forget an answer that turned out to be of no use."""
+        self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
 
     def close(self) -> None:
         """Close the file."""

@@ -51,7 +51,7 @@ class Limits(Frozen):
     longest_wait: float = Field(default=60.0, ge=0)
     """Longest pause before another attempt; an endpoint that asks for a longer one has failed."""
     patience: float = Field(default=20.0, gt=0)
-    """Seconds without a single answer after which an endpoint that refuses connections is given up."""
+    """Seconds of refused connections, without an answer in between, after which an endpoint is given up."""
 
 
 class Completion(NamedTuple):
@@ -60,6 +60,8 @@ class Completion(NamedTuple):
     text: str
     tokens: Tokens
     cached: bool
+    key: str = ""
+    """Its place in the cache; empty without one."""
 
 
 class Tally:
@@ -103,7 +105,7 @@ class LLM:
         self._slots: asyncio.Semaphore
         self._limiter: AsyncLimiter | None
         self._not_before = 0.0
-        self._last_answer = 0.0
+        self._unreached_since: float | None = None
         self._jitter = random.Random()
 
     async def complete(
@@ -138,11 +140,17 @@ class LLM:
         key = request_key({**request, "base_url": self.endpoint.base_url}) if self.cache else ""
         if self.cache and (kept := self.cache.get(key)):
             self.tally.cached += 1
-            return self._used(kept, cached=True)
+            return self._used(kept, key, cached=True)
         answer = await self._persist(request)
         if self.cache:
             self.cache.put(key, answer)
-        return self._used(answer, cached=False)
+        return self._used(answer, key, cached=False)
+
+    def forget(self, answers: Sequence[Completion]) -> None:
+        """Drop answers from the cache, so that they are asked for anew the next time."""
+        for answer in answers:
+            if self.cache and answer.key:
+                self.cache.drop(answer.key)
 
     async def check(self) -> None:
         """Make sure that something answers at the address, quickly.
@@ -176,10 +184,10 @@ class LLM:
             await self._client.close()
         self._loop = None
 
-    def _used(self, answer: Mapping[str, Any], cached: bool) -> Completion:
+    def _used(self, answer: Mapping[str, Any], key: str, cached: bool) -> Completion:
         tokens = Tokens(calls=1, input=answer["input"], output=answer["output"])
         count(self.endpoint.spec, tokens)
-        return Completion(answer["text"], tokens, cached)
+        return Completion(answer["text"], tokens, cached, key)
 
     def _bind(self) -> None:
         """Connections belong to an event loop: make new ones in a new loop."""
@@ -206,7 +214,7 @@ class LLM:
         # Spread over the minute, with bursts of a second: no thundering herd at its start.
         self._limiter = AsyncLimiter(max(1.0, rate / 60), max(1.0, rate / 60) * 60 / rate) if rate else None
         self._not_before = 0.0
-        self._last_answer = time.monotonic()
+        self._unreached_since = None
 
     async def _persist(self, request: dict[str, Any]) -> dict[str, Any]:
         """Ask until there is an answer, or until all attempts are used up."""
@@ -280,7 +288,7 @@ class LLM:
             async with asyncio.timeout(self.limits.timeout):
                 response = await self._send(sent)
         text = response["choices"][0]["message"]["content"]
-        self._last_answer = time.monotonic()
+        self._unreached_since = None
         if not isinstance(text, str) or not text.strip():
             raise _Again("an empty answer")
         if len(text) > LONGEST_ANSWER:
@@ -317,7 +325,10 @@ class LLM:
         return CallFailed(f"{self.endpoint.spec}: refused the request (status {status}: {message}).")
 
     def _unreached(self, why: str) -> Exception:
-        if time.monotonic() - self._last_answer > self.limits.patience:
+        now = time.monotonic()
+        if self._unreached_since is None:
+            self._unreached_since = now
+        if now - self._unreached_since > self.limits.patience:
             return RlverError(
                 f"{self.endpoint.spec}: no connection for {self.limits.patience:g} s ({self._clean(why)})."
             )

@@ -76,10 +76,10 @@ def points(value: object) -> float:
     if isinstance(value, str):
         match = _POINTS.fullmatch("".join(value.translate(_FULL_WIDTH).split()))
         if match is None:
-            raise ValueError(f"not one number of points: {value[:40]!r}")
+            raise ValueError("not one number of points")
         return float(match[1] + match[2])
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e4:
-        raise ValueError(f"not a number of points: {str(value)[:40]}")
+        raise ValueError("not a number of points")
     return float(value)
 
 

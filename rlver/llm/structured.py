@@ -44,7 +44,7 @@ async def ask(
         Unreadable: none of the answers could be used.
         CallFailed, RlverError: see `LLM.complete`.
     """
-    why = ""
+    why, useless = "", []
     for attempt in range(attempts):
         # What was wrong is said in our words alone: the answer itself may hold somebody's instructions.
         note = [{"role": "user", "content": _AGAIN[language].format(why=why)}] if attempt else []
@@ -55,6 +55,7 @@ async def ask(
             seed=derive(seed, attempt) if attempt else seed,
             schema=schema_of(form),
         )
+        useless.append(answer)
         try:
             found = read_object(answer.text, form, foreign)
         except Unreadable as error:
@@ -62,6 +63,7 @@ async def ask(
             continue
         if check is None or not (why := check(found)):
             return found
+    llm.forget(useless)
     raise Unreadable(f"{llm.endpoint.spec}: {attempts} answers in a row could not be used (the last: {why}).")
 
 
