@@ -85,7 +85,7 @@ def agreement(a: Mapping[str, float], b: Mapping[str, float], seed: int = 0) -> 
     if len(common) < 3:
         raise RlverError(f"the two judgements share {len(common)} items; at least 3 are needed to correlate them.")
     x_I, y_I = np.array([a[key] for key in common]), np.array([b[key] for key in common])
-    picks_RI = np.random.default_rng(seed).integers(len(common), size=(RESAMPLES // 5, len(common)))
+    picks_RI = np.random.default_rng(seed).integers(len(common), size=(RESAMPLES // 10, len(common)))
     drawn = [spearman(x_I[pick], y_I[pick]) for pick in picks_RI]
     return Agreement(
         n=len(common),

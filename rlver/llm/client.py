@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from rlver.core.profile import Frozen
 from rlver.llm.anyllm import AnyProvider, is_fatal, is_refusal
 from rlver.llm.cache import Cache, request_key
 from rlver.llm.endpoint import Endpoint, scrub
+from rlver.llm.faults import message_of, never_connected, retry_after, what
 from rlver.llm.usage import Tokens, count
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class LLM:
                     raise self._unusable(error) from None
                 return  # whoever answers with an error is there
             except (openai.OpenAIError, TimeoutError, ValueError, TypeError) as error:
-                why = _why(error)
+                why = what(error)
             await asyncio.sleep(0.5)
         raise RlverError(f"{self.endpoint.spec}: nothing answers there ({self._clean(why)}); is the server running?")
 
@@ -259,13 +259,13 @@ class LLM:
         except openai.APIStatusError as error:
             raise self._judge(error, request) from None
         except openai.APIConnectionError as error:
-            if _never_connected(error):
-                raise self._unreached(_why(error)) from None
-            raise _Again(f"no answer, or one that broke off ({_why(error)})") from None
+            if never_connected(error):
+                raise self._unreached(what(error)) from None
+            raise _Again(f"no answer, or one that broke off ({what(error)})") from None
         except TimeoutError:
             raise _Again(f"no answer within {self.limits.timeout:g} s") from None
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
-            raise _Again(f"not an answer of a chat model: {_why(error)}") from None
+            raise _Again(f"not an answer of a chat model: {what(error)}") from None
         except Exception as error:
             if self._any is None or isinstance(error, (_Again, RlverError)):
                 raise
@@ -308,11 +308,11 @@ class LLM:
 
     def _judge(self, error: APIStatusError, request: Mapping[str, Any]) -> Exception:
         """What an error of the endpoint means for us."""
-        status, message = error.status_code, self._clean(_message(error))
+        status, message = error.status_code, self._clean(message_of(error))
         if status in _GIVE_UP or "insufficient_quota" in message or status == 402:
             return self._unusable(error)
         if status in _TRY_AGAIN or status >= 500:
-            wait = _retry_after(error)
+            wait = retry_after(error)
             if wait is not None:
                 if wait > self.limits.longest_wait:
                     return CallFailed(f"{self.endpoint.spec}: asks to wait {wait:.0f} s, longer than allowed.")
@@ -337,48 +337,9 @@ class LLM:
     def _unusable(self, error: APIStatusError) -> RlverError:
         hints = {401: f"check the key in {self.endpoint.key_variable}", 404: "check model and address"}
         hint = hints.get(error.status_code, "the endpoint lets us do nothing")
-        message = self._clean(_message(error))
+        message = self._clean(message_of(error))
         return RlverError(f"{self.endpoint.spec}: {hint} (status {error.status_code}: {message}).")
 
     def _clean(self, text: str) -> str:
         """A short line without keys."""
         return " ".join(scrub(text, self._key).split())[:200].rstrip(".")
-
-
-def _never_connected(error: BaseException) -> bool:
-    """Whether there was no connection at all, rather than one that broke, whichever transport tells."""
-    names = []
-    cause = error.__cause__
-    while cause is not None:
-        names.append(type(cause).__name__)
-        cause = cause.__cause__
-    # Over aiohttp a connection that broke is a "ConnectTimeout", too; what lies beneath tells them apart.
-    broke = any(name in ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError") for name in names)
-    return not broke and any("Connect" in name for name in names)
-
-
-def _message(error: APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, Mapping):
-        return str(body.get("message") or body)
-    return str(body or error.message)
-
-
-def _why(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return str(cause) or type(cause).__name__
-
-
-def _retry_after(error: APIStatusError) -> float | None:
-    """Seconds that the endpoint asks us to wait."""
-    headers = error.response.headers
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        value = headers.get("retry-after", "")
-        try:
-            return max(0.0, float(value))
-        except ValueError:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
