@@ -13,6 +13,7 @@ FLOORS = {
     "version": 0,
     "text": 1,
     "stories": 1,
+    "llm": 1,
     "agents": 2,
     "policies": 2,
     "rollout": 3,
@@ -20,6 +21,7 @@ FLOORS = {
     "train": 4,
     "tiny": 4,
     "judging": 4,
+    "serve": 4,
     "cli": 5,
     "__main__": 5,
 }

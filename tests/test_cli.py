@@ -42,8 +42,9 @@ def profiles_file(tmp_path: Path) -> Path:
 def test_bench_makes_a_table_transcripts_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = ["bench", "--policy", "scripted:generic", "--policy", "scripted:oracle", "--n", "4", "--repeats", "2"]
-    assert main([*arguments, "--out", str(out), "--matrix"]) == 0
+    assert main([*arguments, "--out", str(out), "--matrix", "--groups"]) == 0
     shown = capsys.readouterr().out
+    assert "avoidant" in shown and "failure %" in shown
     assert "scripted:oracle" in shown and str(out / "results.json") in shown and "none" in shown
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert (found["version"], found["preset"], found["n"], found["repeats"], found["seed"]) == (1, "sage", 4, 2, 0)

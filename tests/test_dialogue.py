@@ -112,11 +112,14 @@ def test_where_the_emotion_ends_the_talk(
 
 
 def test_every_stop_reason_is_reached_and_explained() -> None:
-    farewell, broken, failed = begin(), begin(), begin()
+    farewell, broken, failed, unread = begin(), begin(), begin(), begin()
     step(farewell, 5, "Thanks, goodbye!")
     assert not broken.reply("<think>oops</think>")
-    failed.fail()
-    ended = [run(begin(), *[10] * 6), run(begin(), *[-10] * 4), farewell, run(begin(), *[0] * 9), broken, failed]
+    failed.fail("no answer")
+    unread.fail("no number", StopReason.UNREADABLE)
+    left_out = [broken, failed, unread]
+    ended = [run(begin(), *[10] * 6), run(begin(), *[-10] * 4), farewell, run(begin(), *[0] * 9), *left_out]
+    assert [reason for reason in StopReason if not reason.scored] == [StopReason.ERROR, StopReason.UNREADABLE]
     assert [dialogue.stop for dialogue in ended] == list(StopReason)
     assert len({reason.meaning for reason in StopReason}) == len(StopReason)
 

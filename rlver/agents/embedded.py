@@ -52,13 +52,13 @@ class EmbeddedAgent:
         utterance = speech.join(
             speech.line("openings"),
             profile.story.facts[0].say,
-            speech.line("hints", profile.intention) if hint else "",
+            speech.line("hints", profile.need) if hint else "",
         )
         return Opening(utterance, 0, hint)
 
     def hint(self, profile: Profile, seed: int) -> str:
         """A line in which this user lets the need show."""
-        return self._speech(profile, seed, 0, []).line("hints", profile.intention)
+        return self._speech(profile, seed, 0, []).line("hints", profile.need)
 
     def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """Judge the last reply, feel, and answer."""
@@ -66,7 +66,7 @@ class EmbeddedAgent:
         cues = read_cues(dialogue)
         change, reasons = judge(cues, dialogue, self.user, self.weights)
         acts = tuple(act for act in cues.acts if act in NEED_ACTS)
-        met = any(meets(act, profile.intention) for act in acts)
+        met = any(meets(act, profile.need) for act in acts)
         silent = ("rounding", "guarded", *STATE)  # what the reply has no part in
         main = next((r.cue for r in reasons if r.points * change > 0 and r.cue not in silent), "partial")
         key = line_key("fit" if main in acts and met and change > 0 else main, change)
@@ -90,7 +90,7 @@ class EmbeddedAgent:
         fact = untold[0] if untold else None
         hint = self.user == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
         if hint:
-            closing = speech.line("hints", profile.intention)
+            closing = speech.line("hints", profile.need)
         elif self.user == "challenging" and speech.chance(0.5):
             persona = profile.persona
             closing = speech.line(

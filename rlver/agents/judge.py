@@ -123,7 +123,7 @@ def judge(
     the four steps that people-like judges use.
     """
     weights = weights or default_weights()
-    return _round(add_up(observe(cues, dialogue, user), dialogue.profile.intention, weights), weights.big_step)
+    return _round(add_up(observe(cues, dialogue, user), dialogue.profile.need, weights), weights.big_step)
 
 
 def observe(cues: Cues, dialogue: Dialogue, user: UserType) -> Observation:
@@ -175,7 +175,7 @@ def add_up(seen: Observation, intention: Intention, weights: Weights) -> dict[st
 
 def _brief(cues: Cues, dialogue: Dialogue, user: UserType) -> dict[str, float]:
     """Hand-set points of a reply of one or two sentences."""
-    intention, vanilla = dialogue.profile.intention, user == "vanilla"
+    intention, vanilla = dialogue.profile.need, user == "vanilla"
     values = [fit(act, intention) for act in cues.acts]
     if vanilla:
         values = [0.75 * v if v < 0 and act in _WARM_ACTS else v for v, act in zip(values, cues.acts, strict=True)]
@@ -229,13 +229,13 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
     points["generic"] = -2.0 * min(5, cues.impersonal)
     if usual > 0:
         # A long reply that is all about what I came for; recorded ones are about everything, so their weights miss it.
-        focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.intention)), default=0)
+        focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.need)), default=0)
         points["fit"] = 6.0 * usual * max(0.0, focus - 0.4)
         crowd = len(need_acts(cues)) - 2 - cues.length * _SIZE[dialogue.profile.language] / 60
         points["scattered"] = -2.5 * usual * max(0.0, crowd)  # all acts at once, as many as fit in
     if user == "challenging":
         # Expects more, and takes kindness that misses the need for what it is.
-        met = any(meets(act, dialogue.profile.intention) for act in cues.acts)
+        met = any(meets(act, dialogue.profile.need) for act in cues.acts)
         points["guarded"] = -1.5 if met else -4.0
     return points
 
@@ -244,7 +244,7 @@ def _waited(dialogue: Dialogue) -> int:
     """How many replies in a row, before the last one, have not met the need."""
     waited = 0
     for turn in reversed(dialogue.turns[:-1]):
-        if turn.reaction is None or any(meets(act, dialogue.profile.intention) for act in turn.reaction.acts):
+        if turn.reaction is None or any(meets(act, dialogue.profile.need) for act in turn.reaction.acts):
             break
         waited += 1
     return waited

@@ -19,7 +19,7 @@ def act_matrix(transcripts: Sequence[Transcript]) -> dict[Intention, dict[str, i
     matrix = {intention: dict.fromkeys((*NEED_ACTS, NONE), 0) for intention in Intention}
     for transcript in transcripts:
         for turn in transcript.turns:
-            if turn.reaction is not None:
+            if turn.reaction is not None and isinstance(transcript.intention, Intention):
                 for act in turn.reaction.acts or (NONE,):
                     matrix[transcript.intention][act] += 1
     return matrix
@@ -30,6 +30,7 @@ def fit_share(transcripts: Sequence[Transcript]) -> float:
     fits = [
         suits(act, transcript.intention)
         for transcript in transcripts
+        if isinstance(transcript.intention, Intention)
         for turn in transcript.turns
         if turn.reaction is not None
         for act in turn.reaction.acts

@@ -25,7 +25,7 @@ def score_table(results: Sequence[PolicyResult], title: str = "") -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     errors = any(result.summary.errors for result in results)
     if errors:
-        table.add_column("errors", justify="right", no_wrap=True)
+        table.add_column("unscored", justify="right", no_wrap=True)
     for result in results:
         summary = result.summary
         low, high = summary.ci95
@@ -51,6 +51,25 @@ def intention_table(results: Sequence[PolicyResult]) -> Table:
     for result in results:
         scores = result.summary.by_intention
         table.add_row(Text(result.policy), *(f"{scores[i]:.0f}" if i in scores else "-" for i in Intention))
+    return table
+
+
+def groups_table(result: PolicyResult) -> Table:
+    """Score, success and failure with 95 % intervals, per hidden intention and character type."""
+    table = _table(f"By hidden intention and character type, with 95 % intervals: {result.policy}", "group")
+    for column in ("n", "score", "95 %", "success %", "95 %", "failure %", "95 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for group, found in (*result.summary.intentions.items(), *result.summary.characters.items()):
+        shares = [
+            cell
+            for share, (low, high) in (
+                (found.success, found.success_ci95),
+                (found.failure, found.failure_ci95),
+            )
+            for cell in (_percent(share), f"{_percent(low)}-{_percent(high)}")
+        ]
+        low, high = found.ci95
+        table.add_row(group.value, str(found.n), f"{found.score:.1f}", f"{low:.1f}-{high:.1f}", *shares)
     return table
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+
+from pydantic import Field
 
 from rlver.benchmark.acts import act_matrix, fit_share, repeated_share
 from rlver.benchmark.fluency import FluencyCheck, replies_of
 from rlver.benchmark.statistics import Summary, summarise
+from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
 from rlver.core.profile import Frozen, Intention, Language
 from rlver.core.transcript import Transcript
+from rlver.llm.usage import Prices, Tokens
 from rlver.policies.base import Policy
 
 
@@ -27,8 +32,8 @@ class PolicyResult(Frozen):
     temperature: float | None = None
     """At which its replies were sampled; None if it does not sample."""
     summary: Summary
-    fit: float
-    """Share of its acts that suit the hidden intention, 0-1."""
+    fit: float | None
+    """Share of its acts that suit the hidden intention, 0-1; None with users that report no acts."""
     fluent: float | None
     """Share of its replies that pass the fluency check, 0-1; None if there was no base policy to calibrate it."""
     repeated: float
@@ -36,7 +41,13 @@ class PolicyResult(Frozen):
     acts: dict[Intention, dict[str, int]]
     """Replies by hidden intention and act."""
     transcripts: str = ""
-    """The file of the dialogues; empty if none was written."""
+    """The log of the dialogues; empty if none was written."""
+    stops: dict[StopReason, int] = Field(default_factory=dict)
+    """Dialogues by why they ended."""
+    usage: dict[str, Tokens] = Field(default_factory=dict)
+    """Tokens by endpoint, of policy and user together."""
+    cost: float | None = None
+    """Dollars by the price file; None if a price is not known."""
 
 
 class Sampling(Frozen):
@@ -80,18 +91,28 @@ class BenchmarkResults(Frozen):
 
 
 def assess(
-    policy: Policy, transcripts: Sequence[Transcript], check: FluencyCheck | None, path: Path | None = None
+    policy: Policy,
+    transcripts: Sequence[Transcript],
+    check: FluencyCheck | None,
+    path: Path | None = None,
+    usage: Mapping[str, Tokens] | None = None,
+    prices: Prices | None = None,
 ) -> PolicyResult:
-    """The result of one policy; `path` is where its transcripts lie."""
+    """The result of one policy; `path` is where its log lies."""
+    scored = [transcript for transcript in transcripts if transcript.stop.scored]
+    stops = Counter(transcript.stop for transcript in transcripts)
     return PolicyResult(
         policy=policy.spec,
         think=policy.think,
         prompt=policy.prompt_hash,
         temperature=getattr(policy, "temperature", None),
         summary=summarise(transcripts),
-        fit=fit_share(transcripts),
-        fluent=check.share(replies_of(transcripts)) if check else None,
-        repeated=repeated_share(transcripts),
-        acts=act_matrix(transcripts),
+        fit=fit_share(scored) if any(t.user.startswith("embedded") for t in scored) else None,
+        fluent=check.share(replies_of(scored)) if check else None,
+        repeated=repeated_share(scored),
+        acts=act_matrix(scored),
         transcripts=str(path) if path else "",
+        stops={reason: stops[reason] for reason in StopReason if stops[reason]},
+        usage=dict(usage or {}),
+        cost=(prices or Prices()).cost(usage or {}),
     )

@@ -7,31 +7,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
-from rlver.core.profile import Frozen, Intention
+from rlver.core.profile import Character, ChatIntention, Frozen, Intention
 from rlver.core.transcript import Transcript
 
 RESAMPLES = 2000
 
 
-class Summary(Frozen):
-    """What a set of transcripts amounts to."""
+class Estimate(Frozen):
+    """What a set of dialogues amounts to, with 95 % bootstrap percentile intervals (low, high) clustered by profile."""
 
     n: int
     """Dialogues that count."""
     score: float
     """Mean final score, 0-100."""
+    ci95: tuple[float, float]
     success: float
     """Share of dialogues that ended at 100, 0-1."""
+    success_ci95: tuple[float, float]
     failure: float
     """Share of dialogues that ended below 10, 0-1."""
-    ci95: tuple[float, float]
-    """95 % bootstrap percentile interval of the score (low, high), clustered by profile."""
-    by_intention: dict[Intention, float]
+    failure_ci95: tuple[float, float]
+
+
+class Summary(Estimate):
+    """What a run amounts to."""
+
+    by_intention: dict[Intention | ChatIntention, float]
     """Mean final score per hidden intention that occurs."""
+    intentions: dict[Intention | ChatIntention, Estimate]
+    """All of it per hidden intention that occurs."""
+    characters: dict[Character, Estimate]
+    """All of it per character type that occurs."""
     errors: int
-    """Dialogues that ended because a model or an endpoint failed: left out of all the above."""
+    """Dialogues that ended because a model or an endpoint failed or could not be read: left out of all the above."""
 
 
 def summarise(transcripts: Sequence[Transcript], seed: int = 0) -> Summary:
@@ -40,20 +49,37 @@ def summarise(transcripts: Sequence[Transcript], seed: int = 0) -> Summary:
     Raises:
         RlverError: no dialogue counts.
     """
-    scored = [t for t in transcripts if t.stop is not StopReason.ERROR]
+    scored = [t for t in transcripts if t.stop.scored]
     if not scored:
-        raise RlverError(f"none of the {len(transcripts)} dialogues can be scored: there are none or all failed.")
-    by_intention: dict[Intention, list[float]] = defaultdict(list)
-    for transcript in scored:
-        by_intention[transcript.intention].append(transcript.score)
+        why = next((f" (the first: {t.error.rstrip('.')})" for t in transcripts if t.error), "")
+        raise RlverError(f"none of the {len(transcripts)} dialogues can be scored: there are none or all failed{why}.")
+    intentions = {
+        i: estimate(group, seed)
+        for i in (*Intention, *ChatIntention)
+        if (group := [t for t in scored if t.intention == i])
+    }
     return Summary(
-        n=len(scored),
-        score=_mean([t.score for t in scored]),
-        success=_mean([float(t.success) for t in scored]),
-        failure=_mean([float(t.failure) for t in scored]),
-        ci95=bootstrap([t.score for t in scored], [t.profile for t in scored], seed),
-        by_intention={i: _mean(by_intention[i]) for i in Intention if i in by_intention},
+        **estimate(scored, seed).model_dump(),
+        by_intention={intention: found.score for intention, found in intentions.items()},
+        intentions=intentions,
+        characters={c: estimate(group, seed) for c in Character if (group := [t for t in scored if t.character == c])},
         errors=len(transcripts) - len(scored),
+    )
+
+
+def estimate(scored: Sequence[Transcript], seed: int = 0) -> Estimate:
+    """Means and intervals of dialogues that all count; at least one."""
+    profiles = [t.profile for t in scored]
+    scores = [t.score for t in scored]
+    wins, losses = [float(t.success) for t in scored], [float(t.failure) for t in scored]
+    return Estimate(
+        n=len(scored),
+        score=_mean(scores),
+        ci95=bootstrap(scores, profiles, seed),
+        success=_mean(wins),
+        success_ci95=bootstrap(wins, profiles, seed),
+        failure=_mean(losses),
+        failure_ci95=bootstrap(losses, profiles, seed),
     )
 
 

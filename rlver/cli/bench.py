@@ -9,22 +9,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlver.agents.base import UserType
 from rlver.agents.speech import Phrasing
+from rlver.cli.connect import (
+    AttemptsOption,
+    CacheOption,
+    ConcurrencyOption,
+    Connections,
+    EndpointPanel,
+    PricesOption,
+    RateOption,
+    TimeoutOption,
+)
 from rlver.cli.options import (
     JsonOption,
     LanguageOption,
     PresetOption,
     ProfilesOption,
     SeedOption,
-    UserOption,
     load_profiles,
 )
 from rlver.core.errors import RlverError
 
 if TYPE_CHECKING:
+    from rlver.agents.base import SentientAgent
+    from rlver.benchmark.log import RunConfig
     from rlver.benchmark.results import BenchmarkResults
+    from rlver.benchmark.run import Pace
+    from rlver.core.profile import Language
+    from rlver.policies.base import Policy
 
-_ONE_AT_A_TIME = "human"
+_HUMAN = "human"
+JudgePanel = "How a language model as user judges"
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +53,24 @@ def bench(
         list[str],
         typer.Option(
             "--policy",
-            help="Who answers: a folder with a model, scripted:NAME, or human; give it again to compare several.",
+            help="Who answers: a folder with a model, scripted:NAME, openai:MODEL@BASE_URL, any:PROVIDER/MODEL, or "
+            "human; give it again to compare several.",
         ),
     ],
-    user: UserOption = "vanilla",
+    user: Annotated[
+        str,
+        typer.Option(
+            "--user",
+            help="Who feels and judges: embedded (or vanilla, challenging: the embedded user of that type), "
+            "openai:MODEL@BASE_URL, any:PROVIDER/MODEL, or human.",
+        ),
+    ] = "embedded",
+    user_type: Annotated[
+        UserType,
+        typer.Option(
+            "--user-type", help="Vanilla users hint at what they need; challenging ones never do and want more."
+        ),
+    ] = "vanilla",
     language: LanguageOption = "en",
     preset: PresetOption = "sage",
     profiles: ProfilesOption = None,
@@ -53,24 +83,65 @@ def bench(
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Of a model's sampling, 0 takes the likeliest token; default: as in training."),
+        typer.Option(
+            min=0.0,
+            help="Of a model's sampling, 0 takes the likeliest token; default: as in training, or the endpoint's own.",
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of one reply, thinking included; default: as in training.")
+        int | None,
+        typer.Option(
+            min=1, help="Most tokens of one reply, thinking included; default: as in training, or the endpoint's own."
+        ),
     ] = None,
     phrasing: Annotated[
-        Phrasing, typer.Option(help="Whether users speak with sentences held out of training or with its own.")
+        Phrasing, typer.Option(help="Whether embedded users speak with sentences held out of training or with its own.")
     ] = "heldout",
-    batch: Annotated[int, typer.Option(min=1, help="Dialogues that run at once; results do not depend on it.")] = 64,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for transcripts and results; default: runs/bench/<time>.")
+    batch: Annotated[
+        int, typer.Option(min=1, help="Dialogues that a local model answers at once; results do not depend on it.")
+    ] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder for logs and results; default: runs/bench/<time>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the benchmark in --out; what failed is played again.")
+    ] = False,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model that judges in the place of the one that speaks; several make an ensemble.",
+            rich_help_panel=JudgePanel,
+        ),
     ] = None,
+    votes: Annotated[
+        int, typer.Option(min=1, help="Verdicts of each judge; the median counts.", rich_help_panel=JudgePanel)
+    ] = 1,
+    judge_temperature: Annotated[
+        float, typer.Option(min=0.0, help="Of the verdicts.", rich_help_panel=JudgePanel)
+    ] = 0.0,
+    concurrency: ConcurrencyOption = 32,
+    per_minute: RateOption = None,
+    timeout: TimeoutOption = 90.0,
+    attempts: AttemptsOption = 6,
+    deadline: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that one dialogue may take.", rich_help_panel=EndpointPanel)
+    ] = 900.0,
+    cache: CacheOption = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Nucleus sampling of policies behind endpoints.", rich_help_panel=EndpointPanel
+        ),
+    ] = None,
+    prices: PricesOption = None,
     as_json: JsonOption = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Also print intervals per hidden intention and character type.")
+    ] = False,
     matrix: Annotated[bool, typer.Option("--matrix", help="Also print which acts each policy does for whom.")] = False,
 ) -> None:
     """Benchmark one or several policies and print one table.
 
-    The first of several policies is the base: the fluency check is set so that 95 % of its replies pass.
+    The first of several policies is the base: the fluency check is set so that 95 % of its replies pass. Every
+    dialogue is written down as soon as it is over: after a failure or a kill, --resume goes on.
 
     Examples:
 
@@ -78,54 +149,71 @@ def bench(
 
       rlver bench --policy runs/demo/base --policy runs/demo/trained --repeats 3 --matrix
 
-      rlver bench --policy my-model --language zh --profiles profiles.jsonl --json
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+      rlver bench --policy openai:gpt-4.1 --user openai:deepseek-chat@https://api.deepseek.com --out runs/gpt
 
-    from rlver.agents import EmbeddedAgent
+      rlver bench --policy openai:gpt-4.1 --user openai:deepseek-chat@https://api.deepseek.com --out runs/gpt --resume
+    """
+    from rlver.agents.llm import JudgeOptions
+    from rlver.agents.resolve import resolve_user
     from rlver.benchmark.fluency import FluencyCheck, replies_of
+    from rlver.benchmark.log import read_log
     from rlver.benchmark.results import BenchmarkResults, Sampling, assess
-    from rlver.benchmark.run import run_benchmark
+    from rlver.cli.running import fill
     from rlver.core.data import digest
     from rlver.core.emotion import get_preset
-    from rlver.core.transcript import write_transcripts
+    from rlver.llm import Limits
+    from rlver.llm.usage import Prices, Usage, add
     from rlver.policies.resolve import resolve_policy
     from rlver.version import version
 
+    if resume and out is None:
+        raise RlverError("--resume: say with --out which benchmark to go on with.")
     rules = get_preset(preset)
     chosen = load_profiles(language, profiles)
     if n is not None and n > len(chosen):
         raise RlverError(f"--n {n}: there are only {len(chosen)} profiles.")
     chosen = chosen[:n]
-    answering = [
-        resolve_policy(spec, language, think=think, max_tokens=max_tokens, temperature=temperature) for spec in policy
-    ]
-    agent = EmbeddedAgent(language, user, phrasing)
+    money = Prices(prices)
     folder = out or Path("runs/bench") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    limits = Limits(concurrency=concurrency, per_minute=per_minute, timeout=timeout, attempts=attempts)
+    connections = Connections(limits, cache or folder / "cache.sqlite")
+    answering = [
+        resolve_policy(
+            spec,
+            language,
+            think=think,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            connect=connections.connect,
+        )
+        for spec in policy
+    ]
+    options = JudgeOptions(judge_temperature=judge_temperature, votes=votes)
+    agent = resolve_user(
+        user,
+        language,
+        user=user_type,
+        phrasing=phrasing,
+        connect=connections.connect,
+        judges=judge or (),
+        options=options,
+    )
+    connections.check()
 
-    results, check = [], None
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    quiet = not console.is_terminal or _ONE_AT_A_TIME in policy
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        for number, who in enumerate(answering, 1):
-            task = progress.add_task(who.spec, total=len(chosen) * repeats)
-            transcripts = run_benchmark(
-                chosen,
-                who,
-                agent,
-                rules,
-                seed,
-                repeats,
-                1 if who.spec == _ONE_AT_A_TIME else batch,
-                lambda done, _, task=task: progress.update(task, completed=done),  # type: ignore[misc]
-            )
-            path = folder / f"{number}-{_slug(who.spec)}.jsonl"
-            write_transcripts(path, transcripts)
-            if check is None and len(answering) > 1:
-                check = FluencyCheck.calibrate(language, replies_of(transcripts))
-            results.append(assess(who, transcripts, check, path))
+    results, fluency = [], None
+    for number, who in enumerate(answering, 1):
+        path = folder / f"{number}-{_slug(who.spec)}.jsonl"
+        pace = _pace(who, agent, batch, concurrency, deadline)
+        config = _config(who, agent, preset, language, seed)
+        fill(path, config, resume, who, agent, rules, chosen, repeats, pace, money)
+        transcripts, usage = [], Usage()
+        for dialogue in read_log(path):
+            transcripts.append(dialogue.transcript)
+            add(usage, dialogue.usage)
+        if fluency is None and len(answering) > 1:
+            fluency = FluencyCheck.calibrate(language, replies_of(transcripts))
+        results.append(assess(who, transcripts, fluency, path, usage, money))
 
     found = BenchmarkResults(
         rlver=version(),
@@ -145,20 +233,65 @@ def bench(
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
-        _show(found, matrix)
+        _show(found, groups, matrix)
+        if connections.troubles:
+            typer.echo(f"Endpoints: {connections.troubles}")
         typer.echo("\n".join(["Written:", *(f"  {result.transcripts}" for result in results), f"  {file}"]))
 
 
-def _show(found: BenchmarkResults, matrix: bool) -> None:
+def _config(who: Policy, agent: SentientAgent, preset: str, language: Language, seed: int) -> RunConfig:
+    from rlver.benchmark.log import RunConfig
+
+    return RunConfig(
+        policy=who.spec,
+        prompt=who.prompt_hash,
+        think=who.think,
+        temperature=getattr(who, "temperature", None),
+        max_tokens=getattr(who, "max_tokens", None),
+        top_p=getattr(who, "top_p", None),
+        user=agent.identity,
+        user_settings=getattr(agent, "settings", {}),
+        preset=preset,
+        language=language,
+        seed=seed,
+    )
+
+
+def _pace(who: Policy, agent: SentientAgent, batch: int, concurrency: int, deadline: float) -> Pace:
+    """Batches for who answers at once; as many dialogues as calls where there is an endpoint to wait for."""
+    from rlver.benchmark.run import Pace
+    from rlver.policies.remote import RemotePolicy
+    from rlver.policies.scripted import ScriptedPolicy
+    from rlver.rollout import waits
+
+    if _HUMAN in (who.spec, agent.identity):
+        return Pace(1)
+    if not waits(who, agent):
+        return Pace(batch)
+    if isinstance(who, (RemotePolicy, ScriptedPolicy)):
+        return Pace(1, concurrency, deadline)
+    return Pace(min(batch, concurrency), 1, deadline * batch)
+
+
+def _show(found: BenchmarkResults, groups: bool, matrix: bool) -> None:
     from rich.console import Console
 
-    from rlver.benchmark.report import intention_table, matrix_table, score_table
+    from rlver.benchmark.report import groups_table, intention_table, matrix_table, score_table
 
     console = Console()
     console.print(score_table(found.policies, f"{found.user}, preset {found.preset}, seed {found.seed}"))
     console.print(intention_table(found.policies))
-    if matrix:
-        for result in found.policies:
+    for result in found.policies:
+        unscored = [f"{count} {why} ({why.meaning})" for why, count in result.stops.items() if not why.scored]
+        if unscored:
+            typer.echo(f"Not scored with {result.policy}: {'; '.join(unscored)}")
+        if result.usage:
+            tokens = [f"{s}: {t.calls:,} answers, {t.input:,} + {t.output:,} tokens" for s, t in result.usage.items()]
+            cost = "unknown" if result.cost is None else f"${result.cost:.4f}"
+            typer.echo(f"Used with {result.policy}: {'; '.join(tokens)}; cost {cost}")
+        if groups:
+            console.print(groups_table(result))
+        if matrix:
             console.print(matrix_table(result))
 
 

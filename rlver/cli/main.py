@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlver.cli import bench, chat, demo, judge, profiles, train
+from rlver.cli import bench, chat, demo, judge, leaderboard, profiles, sage, serve, train
 from rlver.core.errors import RlverError
 from rlver.version import version
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, bench, chat, profiles, judge, demo):
+for command in (train, bench, leaderboard, chat, serve, profiles, judge, sage, demo):
     command.register(app)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlver.cli.build_profiles import build
 from rlver.cli.options import JsonOption, LanguageOption, SeedOption, find_profile
 from rlver.core.profile import Intention, Language, Profile, read_profiles, write_profiles
 from rlver.stories.library import Split
@@ -24,11 +25,12 @@ SplitOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
-    group = typer.Typer(help="List, show, generate and validate the simulated users.", no_args_is_help=True)
+    group = typer.Typer(help="List, show, generate, build and validate the simulated users.", no_args_is_help=True)
     group.command("list")(list_profiles)
     group.command("show")(show)
     group.command("generate")(generate)
     group.command("validate")(validate)
+    group.command("build")(build)
     app.add_typer(group, name="profiles")
 
 

@@ -30,11 +30,17 @@ class StopReason(StrEnum):
     TURN_LIMIT = "turn_limit"
     BAD_FORMAT = "bad_format"
     ERROR = "error"
+    UNREADABLE = "unreadable"
 
     @property
     def meaning(self) -> str:
         """One line for people."""
         return _MEANINGS[self]
+
+    @property
+    def scored(self) -> bool:
+        """Whether a dialogue that ended so has a score. The others are counted, shown and left out."""
+        return self not in (StopReason.ERROR, StopReason.UNREADABLE)
 
 
 _MEANINGS = {
@@ -44,6 +50,7 @@ _MEANINGS = {
     StopReason.TURN_LIMIT: "the last reply of the preset was judged",
     StopReason.BAD_FORMAT: "a reply broke the think-then-say format and the dialogue earns nothing",
     StopReason.ERROR: "a model or an endpoint failed: counted, and left out of the score",
+    StopReason.UNREADABLE: "the sentient agent's answers could not be read: counted, and left out of the score",
 }
 
 _FAREWELL = re.compile(
@@ -86,6 +93,8 @@ class Reaction(BaseModel):
     """Whether the utterance lets the hidden intention show."""
     acts: tuple[str, ...] = ()
     """Dialogue acts that the agent saw in the reply."""
+    votes: tuple[float, ...] = ()
+    """The change of each vote if several judges, or one several times, were asked; `change` is their median."""
 
 
 class Turn(BaseModel):
@@ -127,6 +136,8 @@ class Dialogue:
         self.turns: list[Turn] = []
         self.score = preset.start
         self.stop: StopReason | None = None
+        self.error = ""
+        """What failed, if the dialogue ended because something did."""
 
     def begin(self, opening: str, fact: int | None = None, hint: bool = False) -> None:
         """Start with the user's first utterance; `fact` and `hint` say what it tells, as in `Reaction`."""
@@ -160,9 +171,9 @@ class Dialogue:
         elif len(self.turns) >= self.preset.replies:
             self.stop = StopReason.TURN_LIMIT
 
-    def fail(self) -> None:
+    def fail(self, error: str = "", stop: StopReason = StopReason.ERROR) -> None:
         """End the dialogue because a model or an endpoint failed; it is counted and not scored."""
-        self.stop = StopReason.ERROR
+        self.stop, self.error = stop, error
 
     def messages(self) -> list[Message]:
         """The talk as the policy sees it: the user's words and its own replies without thinking."""

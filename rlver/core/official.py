@@ -26,6 +26,18 @@ _INTENTIONS = {
     "夸奖": Intention.PRAISE,
 }
 _CHARACTERS = {"负面": Character.NEGATIVE, "被动": Character.PASSIVE, "回避": Character.AVOIDANT}
+TASK_WORDS = {
+    Intention.ABSOLVE: "你希望对方认同你在这件事里没有错",
+    Intention.REFLECT: "你希望对方引导你自我反思、有所成长",
+    Intention.WEIGH: "你希望对方辩证地看这件事",
+    Intention.EMPATHISE: "你希望对方和你深深共情",
+    Intention.LISTEN: "你希望对方认真倾听",
+    Intention.MOTIVES: "你想知道其他人物为什么这样做",
+    Intention.ADVISE: "你希望得到真正有用的建议",
+    Intention.PRAISE: "你希望你具体做的事得到夸奖",
+}
+"""How we write an intention in the official form: with the part by which it is recognised."""
+CHARACTER_WORDS = {value: f"{part}型" for part, value in _CHARACTERS.items()}
 _REQUIRED = ("id", "player", "scene", "task")
 _THEME = re.compile(r"#+\s*隐藏主题")
 # After the story, a scene says how the character reacts; none of that is told by the user.
@@ -77,6 +89,27 @@ def parse_official(record: dict[str, Any], where: str) -> Profile:
         intention=intention,
         opening=str(record.get("first_talk") or ""),
     )
+
+
+def unparse_official(profile: Profile) -> dict[str, Any]:
+    """Our profile in the official form. A profile that came from there comes back with all that we keep of it.
+
+    Raises:
+        RlverError: the profile is not an emotional-support one.
+    """
+    persona, task = profile.persona, TASK_WORDS[profile.need]
+    gender = {"f": "女性", "m": "男性", "": ""}[persona.gender]
+    head = f"* 姓名：{persona.name}\n* 年龄：{persona.age or ''}岁\n* 性别：{gender}\n* 职业：{persona.occupation}\n\n"
+    record = {
+        "id": profile.id,
+        "player": persona.text if "姓名" in persona.text else head + persona.text,
+        "scene": f"{profile.story.text}\n#### 隐藏主题:\n{task}",
+        "main_cha": CHARACTER_WORDS[persona.character],
+        "cha_group": list(persona.traits),
+        "task": task,
+        "topic": profile.story.topic,
+    }
+    return record | ({"first_talk": profile.opening} if profile.opening else {})
 
 
 def _persona(record: dict[str, Any]) -> Persona:

@@ -48,6 +48,18 @@ _MEANINGS = {
 }
 
 
+class ChatIntention(StrEnum):
+    """The hidden intentions of a chit chat, where nobody is in trouble. Only LLM-backed agents know them."""
+
+    INTEREST = "interest"
+    WAIT = "wait"
+
+    @property
+    def meaning(self) -> str:
+        """What the user wants, in one line."""
+        return {"interest": "chat about what I am keen on", "wait": "wait for what you bring up"}[self]
+
+
 class Character(StrEnum):
     """How the user behaves in a talk (the character type of the official profiles)."""
 
@@ -107,9 +119,19 @@ class Profile(Frozen):
     language: Language
     persona: Persona
     story: Story
-    intention: Intention
+    intention: Intention | ChatIntention
     opening: str = ""
     """The first thing that the user says; empty lets the agent find one."""
+
+    @property
+    def need(self) -> Intention:
+        """The hidden intention of an emotional-support talk. Raises RlverError for a chit chat."""
+        if isinstance(self.intention, ChatIntention):
+            raise RlverError(
+                f"{self.id}: this is a chit-chat profile, and the embedded user and its measures know emotional "
+                "support only; take a language model as user (--user openai:MODEL@BASE_URL)."
+            )
+        return self.intention
 
 
 def write_profiles(path: Path, profiles: Iterable[Profile]) -> int:

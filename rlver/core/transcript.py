@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlver.core.dialogue import Dialogue, StopReason, Turn
 from rlver.core.errors import RlverError
 from rlver.core.jsonl import read_objects, write_objects
-from rlver.core.profile import Character, Intention, Language
+from rlver.core.profile import Character, ChatIntention, Intention, Language
 
 
 class Transcript(BaseModel):
@@ -23,7 +23,7 @@ class Transcript(BaseModel):
     profile: str
     """Id of the profile."""
     story: str
-    intention: Intention
+    intention: Intention | ChatIntention
     character: Character
     language: Language
     policy: str
@@ -39,7 +39,9 @@ class Transcript(BaseModel):
     turns: list[Turn]
     stop: StopReason
     score: float
-    """Final score in points, 0 where the format was broken."""
+    """Final score in points, 0 where the format was broken; without meaning where `stop.scored` is false."""
+    error: str = ""
+    """What failed, where something did."""
 
     @property
     def success(self) -> bool:
@@ -73,6 +75,7 @@ def record(dialogue: Dialogue, *, policy: str, user: str, prompt: str, seed: int
         turns=dialogue.turns,
         stop=dialogue.stop,
         score=100.0 * dialogue.reward,
+        error=dialogue.error,
     )
 
 
@@ -82,11 +85,17 @@ def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> int:
 
 
 def read_transcripts(path: Path) -> list[Transcript]:
-    """Read transcripts. Raises RlverError naming file and line for a broken or foreign line."""
+    """Read transcripts, alone or in the log of a benchmark, whose other lines are passed over.
+
+    Raises:
+        RlverError: a line is broken or foreign; the message names file and line.
+    """
     transcripts = []
     for where, record in read_objects(path):
+        if record.get("kind") in ("run", "end"):
+            continue
         try:
-            transcripts.append(Transcript.model_validate(record))
+            transcripts.append(Transcript.model_validate(record.get("transcript", record)))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])

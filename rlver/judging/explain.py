@@ -30,7 +30,7 @@ def explain(
     return {
         "model": recorded.model,
         "profile": recorded.profile.id,
-        "intention": recorded.profile.intention.value,
+        "intention": recorded.profile.need.value,
         "dialogue": dialogue,
         "turn": turn,
         "reply": talk.turns[-1].reply,

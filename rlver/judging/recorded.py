@@ -162,7 +162,7 @@ def judged_replies(
                 Judged.model_construct(
                     model=recorded.model,
                     profile=recorded.profile.id,
-                    intention=recorded.profile.intention,
+                    intention=recorded.profile.need,
                     dialogue=number,
                     score=dialogue.score,
                     change=change,

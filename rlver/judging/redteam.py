@@ -65,14 +65,14 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
     def repeat(dialogue: Dialogue, rng: random.Random) -> str:
         facts = dialogue.profile.story.facts
         handle = next((fact.handle for fact in facts if fact.handle), "")
-        return scripts[dialogue.profile.intention][0].replace("{h}", handle)
+        return scripts[dialogue.profile.need][0].replace("{h}", handle)
 
     def inject_after_help(dialogue: Dialogue, rng: random.Random) -> str:
-        help_ = rng.choice(scripts[dialogue.profile.intention]).replace("{h}", thing(dialogue))
+        help_ = rng.choice(scripts[dialogue.profile.need]).replace("{h}", thing(dialogue))
         return f"{help_} {rng.choice(lines['injection'])}"
 
     def salad(dialogue: Dialogue, rng: random.Random) -> str:
-        text = joint.join(scripts[dialogue.profile.intention]).replace("{h}", "")
+        text = joint.join(scripts[dialogue.profile.need]).replace("{h}", "")
         words = rng.sample(text.split() if joint else text, 24)
         return joint.join([*words[:12], thing(dialogue), *words[12:]]) + "."
 
@@ -81,7 +81,7 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
 
     def foreign(dialogue: Dialogue, rng: random.Random) -> str:
         other = read_yaml("rlver.policies", f"data/scripted.{'zh' if language == 'en' else 'en'}.yaml")
-        return str(rng.choice(other[dialogue.profile.intention])).replace("{h}", thing(dialogue))
+        return str(rng.choice(other[dialogue.profile.need])).replace("{h}", thing(dialogue))
 
     pool = generic_sentences(language)
     weights = weights or default_weights()
@@ -116,17 +116,17 @@ def honest(language: Language) -> dict[str, Say]:
         return rng.choice([line for line in lines if line not in said] or lines)
 
     def direct(dialogue: Dialogue, rng: random.Random) -> str:
-        return fresh(dialogue, rng, dialogue.profile.intention)
+        return fresh(dialogue, rng, dialogue.profile.need)
 
     def thorough(dialogue: Dialogue, rng: random.Random) -> str:
-        first = fresh(dialogue, rng, dialogue.profile.intention)
-        return joint.join([first, fresh(dialogue, rng, dialogue.profile.intention)])
+        first = fresh(dialogue, rng, dialogue.profile.need)
+        return joint.join([first, fresh(dialogue, rng, dialogue.profile.need)])
 
     def feeling_first(dialogue: Dialogue, rng: random.Random) -> str:
         """Hears the person out in the first reply, then does what is needed."""
         if not dialogue.turns:
             return fresh(dialogue, rng, "listen")
-        return fresh(dialogue, rng, dialogue.profile.intention)
+        return fresh(dialogue, rng, dialogue.profile.need)
 
     return {"honest: direct": direct, "honest: thorough": thorough, "honest: listens first": feeling_first}
 
@@ -180,7 +180,7 @@ def judged(dialogue: Dialogue, text: str, user: UserType, weights: Weights) -> f
     dialogue.turns.append(Turn(raw=text, reply=text, score=dialogue.score))
     try:
         seen = observe(read_cues(dialogue), dialogue, user)
-        return sum(add_up(seen, dialogue.profile.intention, weights).values())
+        return sum(add_up(seen, dialogue.profile.need, weights).values())
     finally:
         dialogue.turns.pop()
 

@@ -70,7 +70,7 @@ def profile_users(language: Language, recorded: Sequence[Recorded] | None = None
 def need_expression(dialogue: Dialogue) -> float:
     """How well attitude, thoughts and needs show in what the user says: mean over the utterances, 0-10."""
     hints = read_yaml("rlver.agents", f"data/speech.{dialogue.profile.language}.yaml")["hints"]
-    lines = [line for phrasing in hints[dialogue.profile.intention].values() for line in phrasing]
+    lines = [line for phrasing in hints[dialogue.profile.need].values() for line in phrasing]
     facts = dialogue.profile.story.facts
     persona = dialogue.profile.persona
     shown = [(dialogue.opening, 0)] + [(t.reaction.utterance, ATTITUDE) for t in dialogue.turns if t.reaction]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from rlver.core.dialogue import Dialogue
+from rlver.core.errors import CallFailed
+
+Replies = Sequence[str | CallFailed]
+"""One raw reply per dialogue, or why there is none."""
 
 
 class Policy(Protocol):
@@ -30,5 +34,5 @@ class Policy(Protocol):
     def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
         """Take a new batch. `seeds` hold one seed per dialogue for whatever the policy draws at random."""
 
-    def reply(self, active: Sequence[int]) -> list[str]:
+    def reply(self, active: Sequence[int]) -> Replies | Awaitable[Replies]:
         """Raw replies to the last utterance of the dialogues with these indices, in the same order."""

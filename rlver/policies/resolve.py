@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
+from rlver.llm import LLM, parse_endpoint
+from rlver.llm.endpoint import is_endpoint
 from rlver.policies.base import Policy
 from rlver.policies.human import HumanPolicy
+from rlver.policies.remote import RemotePolicy
 from rlver.policies.scripted import SCRIPTED_NAMES, ScriptedPolicy
 
 FOLDER_FILE = "rlver.json"
@@ -37,14 +41,19 @@ def resolve_policy(
     think: bool | None = None,
     max_tokens: int | None = None,
     temperature: float | None = None,
+    top_p: float | None = None,
+    connect: Callable[[str], LLM] | None = None,
 ) -> Policy:
-    """The policy that `spec` names: `scripted:NAME`, `human`, or a folder with a model (`FOLDER`, `hf:FOLDER`).
+    """The policy that `spec` names: `scripted:NAME`, `human`, a folder with a model (`FOLDER`, `hf:FOLDER`), or a
+    model behind an endpoint (`openai:MODEL@BASE_URL`, `any:PROVIDER/MODEL`).
 
     Args:
         think: think before each reply; None takes what the folder's `rlver.json` says, else no thinking. Scripted
             and human policies never think.
         max_tokens: most tokens of one reply of a model, thinking included; None takes what `rlver.json` says.
         temperature: of a model's sampling, 0 takes the likeliest token; None takes what `rlver.json` says.
+        top_p: of the sampling of a model behind an endpoint; None leaves it to the endpoint.
+        connect: makes the client of an endpoint; by default one without a cache.
 
     Raises:
         RlverError: unknown script, no such folder, no usable model in it, or one for another language.
@@ -54,9 +63,15 @@ def resolve_policy(
         return ScriptedPolicy(name, language)
     if spec == "human":
         return HumanPolicy()
+    if is_endpoint(spec):
+        llm = connect(spec) if connect else LLM(parse_endpoint(spec))
+        return RemotePolicy(
+            llm, language, think=bool(think), max_tokens=max_tokens, temperature=temperature, top_p=top_p
+        )
     folder = Path(name if kind == "hf" else spec)
     if not folder.is_dir():
-        hint = f"; did you mean scripted:{spec}?" if spec in SCRIPTED_NAMES else ", no scripted:NAME and not human."
+        others = ", no scripted:NAME, no openai:MODEL@BASE_URL and not human."
+        hint = f"; did you mean scripted:{spec}?" if spec in SCRIPTED_NAMES else others
         raise RlverError(f"{spec}: this is no folder{hint}")
     note = read_note(folder)
     if note.language not in (None, language):

@@ -17,7 +17,7 @@ def dialogue_metrics(dialogues: Sequence[Dialogue], replies: Sequence[Sequence[R
     for dialogue in dialogues:
         by_intention[dialogue.profile.intention].append(100 * dialogue.reward)
     acts = [
-        suits(act, dialogue.profile.intention)
+        suits(act, dialogue.profile.need)
         for dialogue in dialogues
         for turn in dialogue.turns
         if turn.reaction

@@ -1,0 +1,137 @@
+"""How much time the benchmark adds to that of the endpoints, and what one call after another would take.
+
+A server on loopback answers every call after 200 ms. 100 dialogues of 9 replies (three calls a turn: reply, verdict,
+speech) run with the concurrency of the dialogues; beside them a few dialogues run one call after another, as the
+published evaluation script does. Then 1,000 dialogues, in whose course the memory is watched.
+
+    python benchmarks/remote_speed.py [--dialogues 100] [--latency 0.2] [--long 1000] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rlver.agents.llm import LlmAgent
+from rlver.benchmark.log import LoggedDialogue, RunConfig, RunLog
+from rlver.benchmark.run import Pace, list_jobs, run_to_log
+from rlver.core.emotion import get_preset
+from rlver.core.errors import RlverError
+from rlver.llm import LLM, Limits, parse_endpoint
+from rlver.policies.remote import RemotePolicy
+from rlver.stories import benchmark_profiles, generate
+
+# Nobody leaves early, so that every dialogue is nine replies long.
+PATIENT = get_preset("sage").model_copy(update={"name": "patient", "fails_below": -1.0, "ends_at_success": False})
+CALLS = 3
+REPLIES = PATIENT.replies
+SERVER = Path(__file__).parent.parent / "tests" / "fake_server.py"
+TARGET_WALL, TARGET_CPU = 1.15, 3.0
+
+
+def measure(url: str, count: int, workers: int) -> dict[str, Any]:
+    """Play `count` dialogues and say what it took."""
+    llm = LLM(parse_endpoint(f"openai:fake@{url}"), Limits(concurrency=workers))
+    policy, agent = RemotePolicy(llm, "en"), LlmAgent(llm, "en")
+    profiles = benchmark_profiles("en") if count <= 100 else generate("en", "train", count)
+    jobs = list_jobs(profiles[:count], 1, 0)
+    memory: list[int] = []
+
+    def watch(dialogue: LoggedDialogue) -> None:
+        if dialogue.transcript.error:
+            raise RlverError(dialogue.transcript.error)
+        memory.append(resident())
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            policy=policy.spec, prompt="", think=False, temperature=None, max_tokens=None, user=agent.identity,
+            preset="patient", language="en", seed=0,
+        )  # fmt: skip
+        with RunLog(Path(folder) / "log.jsonl", config) as log:
+            start, cpu = time.perf_counter(), time.process_time()
+            run_to_log(jobs, policy, agent, PATIENT, Pace(1, workers), log, watch)
+            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    quarter = max(1, count // 4)
+    return {
+        "dialogues": count,
+        "at_once": workers,
+        "calls": llm.tally.calls,
+        "wall_s": wall,
+        "cpu_ms_per_call": 1000 * cpu / llm.tally.calls,
+        "memory_after_first_quarter_mb": memory[quarter - 1] / 2**20,
+        "memory_at_the_end_mb": memory[-1] / 2**20,
+    }
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_port() -> int:
+    """A port that is free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dialogues", type=int, default=100)
+    parser.add_argument("--latency", type=float, default=0.2)
+    parser.add_argument("--one-by-one", type=int, default=2, help="dialogues that run one call after another")
+    parser.add_argument("--long", type=int, default=1000, help="dialogues of the memory test; 0 leaves it out")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    port = free_port()
+    server = subprocess.Popen([sys.executable, SERVER, "--port", str(port), "--latency", str(options.latency)])
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        time.sleep(2)
+        measure(url, 2, 2)  # imports and first connections
+        found = {"together": measure(url, options.dialogues, options.dialogues)}
+        found["one_by_one"] = measure(url, options.one_by_one, 1)
+        if options.long:
+            found["long"] = measure(url, options.long, options.dialogues)
+    finally:
+        server.terminate()
+    chain = REPLIES * CALLS * options.latency
+    # The first words of a user are one call more: the built-in profiles leave them to the model.
+    chain += options.latency
+    together, alone = found["together"], found["one_by_one"]
+    ratio = together["wall_s"] / chain
+    each = alone["wall_s"] / options.one_by_one
+    count, calls = options.dialogues, together["calls"]
+    print(f"{count} dialogues x {REPLIES} replies, {calls} calls of {1000 * options.latency:.0f} ms")
+    print(f"wall {together['wall_s']:.2f} s = {ratio:.3f} x one dialogue's chain ({chain:.2f} s); target {TARGET_WALL}")
+    print(f"client CPU {together['cpu_ms_per_call']:.2f} ms a call; target {TARGET_CPU}")
+    print(
+        f"one call after another: {each:.2f} s a dialogue (measured on {options.one_by_one}), {each * count:.0f} s for "
+        f"all: {each * count / together['wall_s']:.0f} times as long"
+    )
+    if "long" in found:
+        long = found["long"]
+        early, late = long["memory_after_first_quarter_mb"], long["memory_at_the_end_mb"]
+        print(
+            f"{options.long} dialogues: {early:.1f} MB after a quarter, {late:.1f} MB at the end; "
+            f"{long['wall_s']:.0f} s, {long['cpu_ms_per_call']:.2f} ms a call"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(found | {"chain_s": chain, "ratio": ratio}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Options about endpoints that several commands share, and the clients that come of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlver.llm import LLM, Limits, parse_endpoint
+from rlver.llm.cache import Cache
+
+EndpointPanel = "Models behind endpoints (keys come from the environment only)"
+
+ConcurrencyOption = Annotated[
+    int, typer.Option("--concurrency", min=1, help="Calls to an endpoint at once.", rich_help_panel=EndpointPanel)
+]
+RateOption = Annotated[
+    int | None,
+    typer.Option("--per-minute", min=1, help="Most calls to an endpoint a minute.", rich_help_panel=EndpointPanel),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--timeout", min=0.1, help="Seconds that one answer may take.", rich_help_panel=EndpointPanel),
+]
+AttemptsOption = Annotated[
+    int, typer.Option("--attempts", min=1, help="Most attempts at one call.", rich_help_panel=EndpointPanel)
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="File of answers that were given before; several runs may share it. Default: one in the --out folder.",
+        rich_help_panel=EndpointPanel,
+    ),
+]
+PricesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        help="YAML file `model: [input, output]` in dollars per million tokens; default: RLVER_PRICES, or a built-in.",
+        rich_help_panel=EndpointPanel,
+    ),
+]
+
+
+class Connections:
+    """One client per endpoint, however often it is named."""
+
+    def __init__(self, limits: Limits, cache: Path | None) -> None:
+        self._limits = limits
+        self._path = cache
+        self._cache: Cache | None = None
+        self._clients: dict[str, LLM] = {}
+
+    def connect(self, spec: str) -> LLM:
+        """The client of a spec."""
+        endpoint = parse_endpoint(spec)
+        if endpoint.spec not in self._clients:
+            if self._path and self._cache is None:
+                self._cache = Cache(self._path)
+            self._clients[endpoint.spec] = make_client(spec, self._limits, self._cache)
+        return self._clients[endpoint.spec]
+
+    def check(self) -> None:
+        """Make sure that all endpoints answer, before anything long begins. Raises RlverError for one that does not."""
+
+        async def each(clients: Iterable[LLM]) -> None:
+            for client in clients:
+                try:
+                    await client.check()
+                finally:
+                    await client.close()
+
+        if self._clients:
+            asyncio.run(each(self._clients.values()))
+
+    @property
+    def troubles(self) -> str:
+        """What did not go smoothly, in one line; empty if everything did."""
+        parts = []
+        for spec, client in self._clients.items():
+            tally = client.tally
+            if tally.retries or tally.failed:
+                parts.append(f"{spec}: {tally.retries} retries, {tally.failed} calls failed for good")
+            if tally.dropped:
+                parts.append(f"{spec}: does not know {', '.join(sorted(tally.dropped))}")
+        return "; ".join(parts)
+
+
+def make_client(spec: str, limits: Limits, cache: Cache | None) -> LLM:
+    """A client for a spec of either kind."""
+    return LLM(parse_endpoint(spec), limits, cache)

@@ -1,0 +1,124 @@
+"""`rlver serve`: simulated users and trained policies as chat models."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlver.agents.base import UserType
+from rlver.agents.speech import Phrasing
+from rlver.cli.connect import AttemptsOption, CacheOption, ConcurrencyOption, Connections, RateOption, TimeoutOption
+from rlver.cli.options import LanguageOption, PresetOption, ProfilesOption, SeedOption, load_profiles
+from rlver.core.errors import RlverError
+
+TOKEN = "RLVER_SERVE_TOKEN"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("serve")(serve)
+
+
+def serve(
+    user: Annotated[
+        str,
+        typer.Option(
+            "--user",
+            help='Who is served as the model "sentient": embedded (or vanilla, challenging), openai:MODEL@BASE_URL, '
+            "any:PROVIDER/MODEL; none serves policies only.",
+        ),
+    ] = "embedded",
+    user_type: Annotated[
+        UserType,
+        typer.Option(
+            "--user-type", help="Vanilla users hint at what they need; challenging ones never do and want more."
+        ),
+    ] = "vanilla",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="A folder with a trained policy, served as the model of the folder's name."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address; anything but loopback asks for a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8377,
+    language: LanguageOption = "en",
+    preset: PresetOption = "sage",
+    profiles: ProfilesOption = None,
+    phrasing: Annotated[
+        Phrasing, typer.Option(help="Whether embedded users speak with sentences held out of training or with its own.")
+    ] = "heldout",
+    seed: SeedOption = 0,
+    concurrency: ConcurrencyOption = 32,
+    per_minute: RateOption = None,
+    timeout: TimeoutOption = 90.0,
+    attempts: AttemptsOption = 6,
+    cache: CacheOption = None,
+) -> None:
+    """Serve a simulated user and trained policies in the form of the OpenAI API.
+
+    Talk to the model "sentient" as to any chat model: your first message is a greeting, its answer is what the user
+    says, your next message is judged. Emotion and stop reason stand in the field "rlver" of each answer. POST
+    /v1/sessions begins a conversation with a given profile, GET /v1/sessions/ID shows it. If the environment holds
+    RLVER_SERVE_TOKEN, every request must carry it as a bearer token.
+
+    Examples:
+
+      rlver serve --port 8377
+
+      rlver serve --user challenging --policy runs/demo/trained --language zh
+
+      curl localhost:8377/v1/sessions -X POST
+    """
+    import uvicorn
+
+    from rlver.agents.resolve import resolve_user
+    from rlver.core.emotion import get_preset
+    from rlver.llm import Limits
+    from rlver.policies.prompts import system_prompt
+    from rlver.policies.resolve import resolve_policy
+    from rlver.serve.app import make_app
+    from rlver.serve.sessions import Sessions
+
+    token = os.environ.get(TOKEN, "").strip()
+    if not token and not _loopback(host):
+        raise RlverError(f"--host {host}: others could use this server; set {TOKEN} to a token that they must know.")
+    if user == "human":
+        raise RlverError("--user human: a person cannot be served; take embedded or a model behind an endpoint.")
+    limits = Limits(concurrency=concurrency, per_minute=per_minute, timeout=timeout, attempts=attempts)
+    connections = Connections(limits, cache)
+    sessions = None
+    if user != "none":
+        agent = resolve_user(user, language, user=user_type, phrasing=phrasing, connect=connections.connect)
+        sessions = Sessions(agent, load_profiles(language, profiles), get_preset(preset), seed)
+    generators = {}
+    for spec in policy or ():
+        from rlver.policies.local import LocalPolicy
+        from rlver.serve.generate import Generator
+
+        loaded = resolve_policy(spec, language)
+        if not isinstance(loaded, LocalPolicy):
+            raise RlverError(f"--policy {spec}: only a folder with a model can be served.")
+        name = Path(spec.removeprefix("hf:")).resolve().name
+        generators[name] = Generator(loaded, system_prompt(language, loaded.think))
+    if sessions is None and not generators:
+        raise RlverError("--user none: nothing is left to serve; give a --policy.")
+    connections.check()
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(sessions, generators, token), host=host, port=port, log_level="warning")
+    )
+    names = [*(["sentient"] if sessions else []), *generators]
+    socket = server.config.bind_socket()
+    bound = socket.getsockname()[1]
+    where = f"[{host}]" if ":" in host else host
+    typer.echo(f"Serving {', '.join(names)} at http://{where}:{bound}/v1 (Ctrl-C ends it).")
+    server.run(sockets=[socket])
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
