@@ -68,7 +68,7 @@ class Cues(BaseModel):
     """Things and names of other people's stories."""
     sentences: int
     garbled: float
-    """Bits by which the least likely stretch of words falls under what normal sentences reach, in the worst sentence."""
+    """Bits by which the least likely stretch of words of its worst sentence falls under what normal ones reach."""
     half_garbled: float
     """The same for the sentence that half of the others are worse than."""
     doubled: int

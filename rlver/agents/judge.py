@@ -114,9 +114,7 @@ def meets(act: str, intention: Intention) -> bool:
     return fit(act, intention) > _MEETS_FROM
 
 
-def judge(
-    cues: Cues, dialogue: Dialogue, user: UserType, weights: Weights | None = None
-) -> tuple[int, list[Reason]]:
+def judge(cues: Cues, dialogue: Dialogue, user: UserType, weights: Weights | None = None) -> tuple[int, list[Reason]]:
     """The change of emotion for the last reply of a dialogue and the reasons for it, the weightiest first.
 
     The points of the reasons add up exactly to the change; the reason "rounding" leads from their sum to one of
