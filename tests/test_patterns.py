@@ -23,7 +23,8 @@ def naive(groups: dict[str, list[str]], text: str) -> tuple[str, ...]:
     return tuple(n for n, patterns in groups.items() if any(re.search(p, text, re.IGNORECASE) for p in patterns))
 
 
-PIECES = "Sorry|apologies|not |you|Right|rist|don|t|'| |EE|x|4|foo|bar|no|!!!|听|他说|ab|isn't".split("|")
+PIECES = ["Sorry", "apologies", "not ", "you", "Right", "rist", "don", "t", "'", " ", "EE", "x", "4", "foo", "bar"]
+PIECES += ["no", "!!!", "听", "他说", "ab", "isn't"]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8))
