@@ -14,18 +14,18 @@ from rlver.agents import EmbeddedAgent
 from rlver.agents.judge import STATE, STEPS
 from rlver.agents.weights import Shape, Weights, default_weights, read_weights
 from rlver.cli.main import main
+from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.core.profile import Intention
 from rlver.core.transcript import record, write_transcripts
 from rlver.judging import redteam
 from rlver.judging.cross import cross_validate
 from rlver.judging.fit import Design, fit
-from rlver.judging.measures import model_measures, predict, score, spearman
+from rlver.judging.measures import model_measures, predict, spearman
 from rlver.judging.recorded import Judged, Recorded, judged_replies, read_ids, read_recorded
 from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play
 from rlver.stories.generate import generate
-from rlver.core.emotion import PRESETS
 
 PRESET = PRESETS["sage"].model_copy(update={"fails_below": -1.0})
 MODELS = ("random", "hedge", "praise", "oracle")
@@ -65,11 +65,11 @@ def official_record(**changes: Any) -> dict[str, Any]:
     """A dialogue in the official format, written for this test."""
     record = {
         "id": "p1", "emo_point": 50, "player": "* 姓名：林小北\n* 年龄：30岁\n* 性别：女性\n* 职业：护士",
-        "scene": "林小北的自行车被邻居借走弄坏了。林小北觉得很委屈。\n####隐藏主题:\n你希望对方用心倾听",
+        "scene": "林小北的陶笛被邻居借走弄坏了。林小北觉得很委屈。\n####隐藏主题:\n你希望对方用心倾听",
         "character": "回避型", "task": "你希望对方用心倾听你的情绪宣泄",
         "history": [
-            {"role": "user", "content": "邻居把我的自行车弄坏了。", "emotion-point": 40},
-            {"role": "assistant", "content": "自行车坏了，你一定很委屈。我在听，慢慢说。"},
+            {"role": "user", "content": "邻居把我的陶笛弄坏了。", "emotion-point": 40},
+            {"role": "assistant", "content": "陶笛坏了，你一定很委屈。我在听，慢慢说。"},
             {"role": "user", "content": "嗯，他连句道歉都没有。", "emotion-point": 50, "planning": {"change": 10}},
             {"role": "assistant", "content": "你应该去看心理医生。"},
         ],
@@ -126,8 +126,9 @@ def test_measures_by_hand() -> None:
     profiles = generate("en", "train", 2)
     recorded = [
         Recorded(model=m, profile=p, opening="", start=40, turns=(), final=final)
-        for m, finals in {"a": (100.0, 5.0), "b": (30.0, 20.0)}.items() for p, final in zip(profiles, finals, strict=True)
-    ]  # fmt: skip
+        for m, finals in (("a", (100.0, 5.0)), ("b", (30.0, 20.0)))
+        for p, final in zip(profiles, finals, strict=True)
+    ]
     found = model_measures([90.0, 10.0, 40.0, 30.0], recorded)
     assert found["spearman"] == pytest.approx(1.0) and found["score_mae"] == pytest.approx((2.5 + 10) / 2)
     assert found["by_model"]["a"]["recorded"] == {"score": 52.5, "success": 1, "failure": 1}

@@ -70,7 +70,7 @@ def test_a_reading_of_strategies(tmp_path: Path) -> None:
 
     path = tmp_path / "labels.jsonl"
     path.write_text('{"reply": "Hi", "strategy": "Other"}\n{"reply": "Hi", "strategy": "Nothing"}\n')
-    with pytest.raises(RlverError, match="labels.jsonl:2"):
+    with pytest.raises(RlverError, match=r"labels\.jsonl:2"):
         read_labelled(path)
     labelled = [Labelled(text, s, ()) for text, s in (("Hello!", "Other"), ("Why?", "Questions"))] * 30
     assert fit_table(labelled) == fit_table(labelled) and agreement(labelled)["n"] == 60

@@ -23,8 +23,11 @@ def naive(groups: dict[str, list[str]], text: str) -> tuple[str, ...]:
     return tuple(n for n, patterns in groups.items() if any(re.search(p, text, re.IGNORECASE) for p in patterns))
 
 
-@given(st.lists(st.sampled_from(["Sorry", " ", "apologies", "not ", "you", "Right", "rist", "don", "t", "'", "EE",
-                                 "x", "4", "foo", "bar", "no", "!!!", "听", "他说", "ab", "isn't"]), max_size=8))  # fmt: skip
+PIECES = ["Sorry", "apologies", "not ", "you", "Right", "rist", "don", "t", "'", " ", "EE", "x", "4", "foo", "bar"]
+PIECES += ["no", "!!!", "听", "他说", "ab", "isn't"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8))
 def test_nothing_is_missed(parts: list[str]) -> None:
     text = "".join(parts)
     assert PatternIndex(PATTERNS).found_in(text) == naive(PATTERNS, text)

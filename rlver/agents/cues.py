@@ -68,7 +68,7 @@ class Cues(BaseModel):
     """Things and names of other people's stories."""
     sentences: int
     garbled: float
-    """Bits by which the least likely stretch of words falls under what normal sentences reach, in the worst sentence."""
+    """Bits by which the least likely stretch of words of its worst sentence falls under what normal ones reach."""
     half_garbled: float
     """The same for the sentence that half of the others are worse than."""
     doubled: int
@@ -219,12 +219,12 @@ def _shared(own: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) 
     return len(own & other) / len(own) if own else 0.0
 
 
-def _parroted(reply: str, told: str, language: Language) -> float:
+def _parroted(reply: str, told: list[str], language: Language) -> float:
     n = _RUN[language]
     own = _grams(reply, language, n)
     if not own:
         return 0.0
-    copied = own & _grams(told, language, n)
+    copied = own & frozenset().union(*(_grams(text, language, n) for text in told))
     length = len(own) + n - 1
     return min(1.0, (len(copied) + n - 1) / length) if copied else 0.0
 
@@ -256,7 +256,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
         repeated=_repeated(reply, earlier, language),
         alike=_shared(_grams(reply, language, 2), _grams(earlier[-1], language, 2)) if earlier else 0.0,
         again=sum(_repeated(reply, [other], language) > 0.8 for other in earlier),
-        parroted=_parroted(reply, " ".join(heard[-2:]), language),
+        parroted=_parroted(reply, heard[-2:], language),
         generic=tags.styles.get("generic", 0),
         cold=tags.styles.get("cold", 0),
         warm=tags.styles.get("warm", 0),

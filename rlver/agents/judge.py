@@ -114,9 +114,7 @@ def meets(act: str, intention: Intention) -> bool:
     return fit(act, intention) > _MEETS_FROM
 
 
-def judge(
-    cues: Cues, dialogue: Dialogue, user: UserType, weights: Weights | None = None
-) -> tuple[int, list[Reason]]:
+def judge(cues: Cues, dialogue: Dialogue, user: UserType, weights: Weights | None = None) -> tuple[int, list[Reason]]:
     """The change of emotion for the last reply of a dialogue and the reasons for it, the weightiest first.
 
     The points of the reasons add up exactly to the change; the reason "rounding" leads from their sum to one of
@@ -228,6 +226,8 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
     # What takes up nothing of what I tell could be said to anyone. Once is human; who goes on so does not listen.
     points["generic"] = -2.0 * min(5, cues.impersonal)
     if usual > 0:
+        # Four sentences in ten for anyone are not rare; a reply made of them is for nobody.
+        points["generic"] -= 12.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.4)
         # A long reply that is all about what I came for; recorded ones are about everything, so their weights miss it.
         focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.need)), default=0)
         points["fit"] = 6.0 * usual * max(0.0, focus - 0.4)

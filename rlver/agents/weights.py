@@ -23,7 +23,7 @@ class Shape(Frozen):
 
     edges: tuple[float, ...]
     points: tuple[float, ...]
-    by_intention: dict[Intention, tuple[float, ...]] = {}
+    by_intention: dict[Intention, tuple[float, ...]] = Field(default={})
     """Points on top for users with this hidden intention."""
 
     @model_validator(mode="after")
@@ -61,7 +61,7 @@ class Weights(Frozen):
     provenance: Provenance
     base: dict[Intention, float]
     """Points that every reply gets, by hidden intention."""
-    plain: dict[Intention, float] = {}
+    plain: dict[Intention, float] = Field(default={})
     """Points of a reply of usual length none of whose cues is above its first step, by hidden intention."""
     shapes: dict[str, Shape]
     big_step: tuple[float, float] = Field(default=(-7.5, 7.5))

@@ -12,7 +12,6 @@ import typer
 from rlver.agents.base import UserType
 from rlver.cli.options import JsonOption, LanguageOption, ProfilesOption, SeedOption, UserOption, load_profiles
 from rlver.core.errors import RlverError
-from rlver.core.profile import Language
 
 if TYPE_CHECKING:
     from rlver.agents.weights import Weights
@@ -292,9 +291,7 @@ def _model_lines(models: dict[str, Any]) -> list[str]:
     lines = [f"Over models: Spearman {models['spearman']:.3f}, mean absolute error of the score "
              f"{models['score_mae']:.1f}", f"{'model':<34}{'dialogues':>9}{'recorded':>10}{'judged':>8}"]  # fmt: skip
     for model, part in sorted(models["by_model"].items(), key=lambda item: -item[1]["recorded"]["score"]):
-        lines.append(
-            f"{model[:33]:<34}{part['n']:>9}{part['recorded']['score']:>10.1f}{part['judged']['score']:>8.1f}"
-        )
+        lines.append(f"{model[:33]:<34}{part['n']:>9}{part['recorded']['score']:>10.1f}{part['judged']['score']:>8.1f}")
     return lines
 
 
@@ -364,8 +361,11 @@ def _redteam_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _agreement_lines(found: dict[str, Any]) -> list[str]:
-    lines = [f"{found['n']} replies: accuracy {found['accuracy']:.3f}, macro-F1 {found['macro_f1']:.3f}, "
-             f"kappa {found['kappa']:.3f}", f"{'strategy':<30}{'n':>6}{'precision':>11}{'recall':>8}{'F1':>7}"]  # fmt: skip
+    lines = [
+        f"{found['n']} replies: accuracy {found['accuracy']:.3f}, macro-F1 {found['macro_f1']:.3f}, "
+        f"kappa {found['kappa']:.3f}",
+        f"{'strategy':<30}{'n':>6}{'precision':>11}{'recall':>8}{'F1':>7}",
+    ]
     for name, part in found["by_strategy"].items():
         lines.append(f"{name:<30}{part['n']:>6}{part['precision']:>11.2f}{part['recall']:>8.2f}{part['f1']:>7.2f}")
     held = found.get("held_out")

@@ -31,7 +31,12 @@ PUBLISHED: dict[str, float | None] = {
     "falls from 70 on": 0.05,
 }
 """The recorded dialogues of twelve models with the official users."""
-_BANDS = {"falls below 25": (0, 25), "falls at 25-39": (25, 40), "falls at 40-69": (40, 70), "falls from 70 on": (70, 101)}
+_BANDS = {
+    "falls below 25": (0, 25),
+    "falls at 25-39": (25, 40),
+    "falls at 40-69": (40, 70),
+    "falls from 70 on": (70, 101),
+}
 
 Path_ = Sequence[tuple[float, float]]
 """(score before, change) of one dialogue's replies."""
@@ -39,7 +44,9 @@ Path_ = Sequence[tuple[float, float]]
 
 def describe(paths: Iterable[Path_], score: float | None = None) -> dict[str, float | None]:
     """The figures of `PUBLISHED` for some dialogues; None where nothing of the kind occurs."""
-    moves = [(before, change, path[i - 1][1] if i else None) for path in paths for i, (before, change) in enumerate(path)]
+    moves = [
+        (before, change, path[i - 1][1] if i else None) for path in paths for i, (before, change) in enumerate(path)
+    ]
 
     def share(of: Sequence[bool]) -> float | None:
         return round(mean(of), 4) if of else None

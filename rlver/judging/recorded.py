@@ -37,6 +37,8 @@ class Recorded(Frozen):
     opening: str
     start: float
     """Emotion before the first reply."""
+    floor: float = -inf
+    """Lowest emotion that could be reached."""
     turns: tuple[tuple[str, float, str], ...]
     """(reply, change of emotion, what the user said next) of every judged reply."""
     final: float
@@ -93,16 +95,21 @@ def _parse(
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise RlverError(f"{where}: neither an official transcript nor one of ours ({field}: {first['msg']}).") from None
+        raise RlverError(
+            f"{where}: neither an official transcript nor one of ours ({field}: {first['msg']})."
+        ) from None
     profile = known.get(transcript.profile) or regenerate(transcript.profile)
     if profile is None:
         raise RlverError(f"{where}: the profile {transcript.profile!r} is unknown; name its file with --profiles.")
+    if transcript.preset not in PRESETS:
+        raise RlverError(f"{where}: unknown preset {transcript.preset!r}.")
     judged = [turn for turn in transcript.turns if turn.reaction is not None]
     return Recorded(
         model=model,
         profile=profile,
         opening=transcript.opening,
-        start=PRESETS[transcript.preset].start if transcript.preset in PRESETS else 40.0,
+        start=PRESETS[transcript.preset].start,
+        floor=PRESETS[transcript.preset].floor,
         turns=tuple((t.reply, t.reaction.change, t.reaction.utterance) for t in judged if t.reaction),
         final=transcript.score,
     )
@@ -137,10 +144,11 @@ def replay(recorded: Recorded) -> Iterable[tuple[Dialogue, Cues, float]]:
 
     The recorded user turns and scores are kept, so what the agent sees is what the recorded judge saw.
     """
-    preset = PRESETS["release"].model_copy(update={"start": recorded.start, "ceiling": inf, "replies": len(recorded.turns) + 1})
+    rules = {"start": recorded.start, "floor": recorded.floor, "ceiling": 100.0 if recorded.floor == 0 else inf}
+    preset = PRESETS["release"].model_copy(update={**rules, "replies": len(recorded.turns) + 1})
     dialogue = Dialogue(recorded.profile, preset)
-    dialogue.begin(recorded.opening, fact=None)
     facts = recorded.profile.story.facts
+    dialogue.begin(recorded.opening, next((i for i, fact in enumerate(facts) if fact.say in recorded.opening), None))
     for reply, change, utterance in recorded.turns:
         dialogue.stop = None  # the recorded judge decides when it is over
         dialogue.reply(reply)

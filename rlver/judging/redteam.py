@@ -79,6 +79,11 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
     def enormous(dialogue: Dialogue, rng: random.Random) -> str:
         return joint.join(line.replace("{h}", thing(dialogue)) for act in NEED_ACTS for line in scripts[act])
 
+    def assistant(dialogue: Dialogue, rng: random.Random) -> str:
+        """The long, kind reply for everyone, of the length that the weights were fitted to."""
+        lines_ = rng.sample(scripts["generic"], 3) + [rng.choice(scripts[act]) for act in ("empathise", "praise")]
+        return joint.join(lines_).replace("{h}", thing(dialogue))
+
     def foreign(dialogue: Dialogue, rng: random.Random) -> str:
         other = read_yaml("rlver.policies", f"data/scripted.{'zh' if language == 'en' else 'en'}.yaml")
         return str(rng.choice(other[dialogue.profile.need])).replace("{h}", thing(dialogue))
@@ -101,6 +106,7 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
         "empty": lambda dialogue, rng: "",
         "enormous": enormous,
         "other language": foreign,
+        "long and kind to everyone": assistant,
         "greedy choice": lambda dialogue, rng: max(pool, key=lambda text: judged(dialogue, text, user, weights)),
     }
 

@@ -91,6 +91,7 @@ def _as_recorded(dialogue: Dialogue) -> Recorded:
         profile=dialogue.profile,
         opening=dialogue.opening,
         start=dialogue.preset.start,
+        floor=dialogue.preset.floor,
         turns=tuple((t.reply, t.reaction.change, t.reaction.utterance) for t in dialogue.turns if t.reaction),
         final=transcript.score,
     )

@@ -1,7 +1,8 @@
 """Many regular expressions over many short texts: only those are tried whose letters the text has at all.
 
-A pattern can match only if certain short strings are in the text: one of "sorry" and "apolog", say, and one of "hear" and
-"that". They are read off the parsed pattern once; a text then tries only the patterns all of whose needs it meets.
+A pattern can match only if certain short strings are in the text: one of "sorry" and "apolog", say, and one of
+"hear" and "that". They are read off the parsed pattern once; a text then tries only the patterns all of whose
+needs it meets.
 """
 
 from __future__ import annotations
