@@ -173,7 +173,9 @@ _LOST = 0.2
 """Share of a hint's tokens that are replaced by random ones: every word must do its part, not a few known by heart."""
 
 
-def _hint_batches(chat: ChatFormat, config: PretrainConfig, size: int, steps: int, rng: random.Random) -> list[list[Example]]:
+def _hint_batches(
+    chat: ChatFormat, config: PretrainConfig, size: int, steps: int, rng: random.Random
+) -> list[list[Example]]:
     """Batches of hints, each answered by the first word of an apt act; all are met before any comes again."""
     deeds = act_sentences(config.language)
     pairs = hint_lines(config.language)
