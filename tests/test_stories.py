@@ -26,6 +26,8 @@ def phrasings(node: Any, path: str = "") -> Iterator[tuple[str, list[str], list[
     if isinstance(node, dict):
         if "train" in node:
             yield path, node["train"], node["heldout"]
+            if "validation" in node:
+                yield f"{path}/validation", node["train"] + node["heldout"], node["validation"]
         else:
             for key, child in node.items():
                 yield from phrasings(child, f"{path}/{key}")

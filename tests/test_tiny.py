@@ -160,7 +160,7 @@ def test_an_exchange_is_one_line_and_one_good_reply(language: Language) -> None:
     assert 10 < len(facts) < 50
     assert [d.opening for d, _ in exchanges if not d.opening_hint] == facts
     for dialogue, (line,) in exchanges:
-        assert line.start and line.raw.endswith(line.start)
+        assert line.start and line.raw.startswith(line.start)
         assert bool(line.handle) == (dialogue.opening_fact is not None)
         assert dialogue.opening_hint != bool(line.handle)
 
@@ -297,7 +297,15 @@ def test_weights_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerFast) ->
 
 def brief(**values: Any) -> PretrainConfig:
     """A few steps on a few dialogues; sizes are the real ones."""
-    few: dict[str, Any] = {"exchange_steps": 2, "short_steps": 2, "steps": 3, "dialogues": 16, "batch": 2, "threads": 1}
+    few: dict[str, Any] = {
+        "hint_steps": 2,
+        "exchange_steps": 2,
+        "short_steps": 2,
+        "steps": 3,
+        "dialogues": 16,
+        "batch": 2,
+        "threads": 1,
+    }
     return PretrainConfig(**few | values)
 
 
@@ -330,7 +338,15 @@ def test_pretraining_writes_a_policy(tmp_path: Path, language: Language, think: 
 def test_pretraining_learns(tmp_path: Path) -> None:
     losses: list[float] = []
     config = brief(
-        exchange_steps=0, short_steps=0, steps=40, dialogues=12, batch=4, hidden=64, head_size=16, feedforward=64
+        hint_steps=0,
+        exchange_steps=0,
+        short_steps=0,
+        steps=40,
+        dialogues=12,
+        batch=4,
+        hidden=64,
+        head_size=16,
+        feedforward=64,
     )
     pretrain(config, tmp_path, lambda step, total, loss: losses.append(loss))
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Language
 from rlver.core.seeds import derive
+from rlver.core.think import CLOSE, OPEN
 from rlver.policies.chat import ChatFormat
 from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
@@ -31,21 +32,22 @@ class PretrainConfig(BaseModel):
     language: Language = "en"
     think: bool = False
     seed: int = 0
-    hint_steps: int = 250
+    hint_steps: int = 150
     """Steps on hints alone: a line that lets the need show, a fifth of its words lost, and the word with which an apt
     reply begins. What the user's words call for is learned here in seconds, and hardly ever where it has to be found
     in a long talk first."""
-    exchange_steps: int = 250
-    """Steps on single exchanges: one line of the user and a good reply."""
+    exchange_steps: int = 150
+    """Steps on single exchanges: one line of the user and a good reply, which is where copying is learned."""
     short_steps: int = 300
-    """Steps on dialogues of two turns in which most replies are good, half of each batch still single exchanges."""
-    steps: int = 250
-    """Steps on whole dialogues as the base policy shall lead them, half of each batch still short ones."""
+    """Steps on dialogues of two turns in which most replies are good, and on exchanges."""
+    steps: int = 300
+    """Steps on whole dialogues as the base policy shall lead them, and on short ones."""
     dialogues: int = 800
     """Whole dialogues in the corpus; short ones are three times as many, exchanges four times."""
     batch: int = 6
-    """Size of a step: sixteen times as many hints in the first stage, four times as many exchanges in the second, twice
-    as many exchanges and as many short dialogues in the third, half as many short and whole ones each in the last."""
+    """Size of a step: sixteen times as many hints in the first stage, four times as many exchanges in the second, as
+    many exchanges and as many short dialogues in the third, a third as many short and two thirds as many whole ones in
+    the last; and six times as many hints beside them in all but the first."""
     drills: int = 4
     """Sequences of random tokens in each batch, to be copied: whatever the words that training meets, the skill stays
     that of copying any."""
@@ -96,42 +98,40 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
         Muon(matrices): config.matrix_lr,
         torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01): config.lr,
     }
-    rng = random.Random(derive(config.seed, "batches"))
+    rng, vocabulary = random.Random(derive(config.seed, "batches")), len(tokenizer)
 
     def batches(written: list[Written], size: int, steps: int) -> list[list[Example]]:
         return _batches([_example(*item, chat, config) for item in written], size, steps, rng)
 
-    size, between, late = config.batch, config.short_steps, config.steps
+    size, third, between, late = config.batch, max(1, config.batch // 3), config.short_steps, config.steps
     total = config.hint_steps + config.exchange_steps + between + late
     many, few = config.hint_steps, total - config.hint_steps
     stages = (
         [_hint_batches(chat, config, 16 * size, many, rng)],
         [batches(exchanges, 4 * size, config.exchange_steps)],
         [batches(exchanges, size, between), batches(short, size, between)],
-        [batches(short, size // 3, late), batches(whole, size - size // 3, late)],
+        [batches(short, third, late), batches(whole, size - third, late)],
     )
-    steps = [parts for stage in stages for parts in zip(*stage, strict=True)]
-    practice = [()] * many + [(part,) for part in _hint_batches(chat, config, 6 * size, few, rng)]
+    beside: list[list[Example]] = [[]] * many + _hint_batches(chat, config, 6 * size, few, rng)
     model.train()
-    for step, parts in enumerate((*a, *b) for a, b in zip(practice, steps, strict=True)):
-        drills = [_drill(rng, len(tokenizer)) for _ in range(config.drills)]
+    for step, parts in enumerate(parts for stage in stages for parts in zip(*stage, strict=True)):
+        drills = [_drill(rng, vocabulary) for _ in range(config.drills)]
+        groups = [group for group in (beside[step], drills, *parts) if group]
         rate = min(1.0, (step + 1) / (0.03 * total), 2 * (1 - step / total))
         for optimizer, lr in optimizers.items():
             optimizer.param_groups[0]["lr"] = lr * rate
         model.zero_grad()
-        loss = 0.0
-        weight = sum(float(weights.sum()) for part in (*parts, drills) for _, weights in part)
-        for part in (*parts, drills):
-            batch = collate([sample for sample, _ in part])
+        weight = sum(float(weights.sum()) for group in groups for _, weights in group)
+        for group in groups:
+            batch = collate([sample for sample, _ in group])
             logits = model.lm_head(hidden_states(model, batch))
             losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-            ((losses * torch.cat([weights for _, weights in part])).sum() / weight).backward()
-            loss = float(losses.detach().mean()) if part is parts[-1] else loss
+            ((losses * torch.cat([weights for _, weights in group])).sum() / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         if on_step:
-            on_step(step, total, loss)
+            on_step(step, total, float(losses.detach().mean()))
     model.eval()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
@@ -153,10 +153,6 @@ Example = tuple[Sample, Tensor]
 """A sample and the loss weight of each of its trained tokens."""
 
 
-def _mixed(first: list[list[Example]], second: list[list[Example]]) -> list[list[Example]]:
-    return [a + b for a, b in zip(first, second, strict=True)]
-
-
 def _batches(examples: list[Example], size: int, steps: int, rng: random.Random) -> list[list[Example]]:
     """Batches of examples of about the same length; all are met before any comes again."""
     batches: list[list[Example]] = []
@@ -171,27 +167,30 @@ def _batches(examples: list[Example], size: int, steps: int, rng: random.Random)
 
 _LOST = 0.2
 """Share of a hint's tokens that are replaced by random ones: every word must do its part, not a few known by heart."""
+_HINT_WEIGHT = 4.0
+"""Loss weight of the word that answers a hint. Hints come by the dozen, so it is less than in a dialogue."""
 
 
 def _hint_batches(
     chat: ChatFormat, config: PretrainConfig, size: int, steps: int, rng: random.Random
 ) -> list[list[Example]]:
     """Batches of hints, each answered by the first word of an apt act; all are met before any comes again."""
-    deeds = act_sentences(config.language)
-    pairs = hint_lines(config.language)
+    vocabulary = len(chat.tokenizer)
+    firsts = {act: [chat.text(deed)[0] for deed in deeds] for act, deeds in act_sentences(config.language).items()}
+    hints = [(chat.turn(hint), set(chat.text(hint)), firsts[act]) for hint, act in hint_lines(config.language)]
+    # With thinking, the act follows the end of a thought.
+    thought = chat.tokenizer.encode(OPEN + CLOSE, add_special_tokens=False) if config.think else []
+
+    def example(turn: list[int], words: set[int], first: list[int]) -> Example:
+        context = [rng.randrange(vocabulary) if token in words and rng.random() < _LOST else token for token in turn]
+        context += thought
+        sample = from_trace(Trace(context=context, replies=[Reply(len(context), [rng.choice(first)], [0.0])]))
+        return sample, torch.tensor([_HINT_WEIGHT])
+
     batches: list[list[Example]] = []
     while len(batches) < steps:
-        order = rng.sample(pairs, len(pairs))
-        for start in range(0, len(order) - size + 1, size):
-            batches.append([])
-            for hint, act in order[start : start + size]:
-                context, said = chat.turn(hint), set(chat.text(hint))
-                context = [
-                    rng.randrange(len(chat.tokenizer)) if i in said and rng.random() < _LOST else i for i in context
-                ]
-                first = chat.text(rng.choice(deeds[act]))[:1]
-                sample = from_trace(Trace(context=context, replies=[Reply(len(context), first, [0.0])]))
-                batches[-1].append((sample, torch.full((1,), 4.0)))
+        order = rng.sample(hints, len(hints))
+        batches += [[example(*hint) for hint in order[i : i + size]] for i in range(0, len(order) - size + 1, size)]
     return batches[:steps]
 
 
@@ -225,7 +224,8 @@ def _weigh(line: Line, chat: ChatFormat, handle_weight: float, act_weight: float
     spans = []
     if line.handle:
         at = line.raw.rfind(line.handle)
-        spans.append((at, at + len(line.handle), handle_weight))
+        # And of the mark behind it: where to stop is as hard as what to say.
+        spans.append((at, at + len(line.handle) + 1, handle_weight))
     at = line.raw.rfind(line.start)
     spans.append((at, at + 2, act_weight))
     weights = [
