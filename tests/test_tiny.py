@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,15 @@ from rlver.policies.prompts import system_prompt
 from rlver.stories.library import load_stories
 from rlver.tiny import model as model_module
 from rlver.tiny import pretrain as pretrain_module
-from rlver.tiny.corpus import GOOD_SHARE, INSIGHT_SHARE, Line, write_corpus, write_exchanges
+from rlver.tiny.corpus import (
+    GOOD_SHARE,
+    INSIGHT_SHARE,
+    Line,
+    act_sentences,
+    hint_lines,
+    write_corpus,
+    write_exchanges,
+)
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon, orthogonalise
 from rlver.tiny.pretrain import PretrainConfig, pretrain
@@ -230,7 +240,7 @@ def test_marks_typed_by_a_user_are_text(chats: list[ChatFormat], before: str, ma
 
 
 def test_the_vocabulary_is_small_and_made_of_our_words(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert len(tokenizer) == VOCABULARY == 2048
+    assert len(tokenizer) == VOCABULARY == 3072
     assert len(tokenizer.tokenize("I am sorry to hear that.")) <= 8
     assert len(tokenizer.encode("<think></think><|im_end|>", add_special_tokens=False)) == 3
     one, two = (train_tokenizer(["The kettle broke.", "我很乱。"]) for _ in range(2))
@@ -260,6 +270,18 @@ def test_the_first_weights_can_copy(tokenizer: PreTrainedTokenizerFast, monkeypa
     assert copied(build_model(tokenizer, 0, **shape), len(tokenizer)) > 0.5
     monkeypatch.setattr(model_module, "_lay_induction_circuit", lambda model, sink: None)
     assert copied(build_model(tokenizer, 0, **shape), len(tokenizer)) < 0.05
+
+
+def test_gist_heads_look_at_what_was_said_lately(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_model(tokenizer, 0, hidden=128, layers=2, heads=4, head_size=32, feedforward=256)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(len(tokenizer), (1, 400), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        attentions = model(ids, output_attentions=True).attentions
+    for layer in attentions:
+        gist, plain = layer[0, 2:4, -1]
+        assert float(gist[-60:].sum()) > 0.8 and float(gist.max()) < 0.1
+        assert float(plain[-60:].sum()) < 0.4
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (1, 48, 16), (3, 16, 48)])
@@ -315,11 +337,11 @@ def test_pretraining_writes_a_policy(tmp_path: Path, language: Language, think: 
     losses: list[float] = []
 
     def note(step: int, total: int, loss: float) -> None:
-        assert (step, total) == (len(losses), 7)
+        assert (step, total) == (len(losses), 9)
         losses.append(loss)
 
     assert pretrain(config, tmp_path / "one", note) == tmp_path / "one"
-    assert len(losses) == 7 and all(0 < loss < 10 for loss in losses)
+    assert len(losses) == 9 and all(0 < loss < 10 for loss in losses)
     stored = json.loads((tmp_path / "one" / "config.json").read_text(encoding="utf-8"))
     assert stored["architectures"] == ["Qwen2ForCausalLM"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "one", local_files_only=True)
@@ -354,17 +376,36 @@ def test_pretraining_learns(tmp_path: Path) -> None:
 
 def test_the_words_that_depend_on_the_user_weigh_more(tokenizer: PreTrainedTokenizerFast) -> None:
     chat = ChatFormat(tokenizer, system_prompt("en", True))
-    line = Line("<think>A plan.</think>You kept the green kettle. Well done.", "the green kettle", "Well done.")
+    line = Line("<think>A plan.</think>Well done. You kept the green kettle.", "the green kettle", "Well done.")
     ids, weights = pretrain_module._weigh(line, chat, 4.0, 16.0)
     assert chat.decode(ids) == line.raw and ids[-1] == chat.stop and len(ids) == len(weights)
 
     def weighing(weight: float) -> str:
         return str(tokenizer.decode([i for i, own in zip(ids, weights, strict=True) if own == weight])).strip()
 
-    assert weighing(4.0) == "the green kettle"
+    assert weighing(4.0) == "the green kettle."
     assert weighing(16.0) and "Well".startswith(weighing(16.0))
     assert set(weights) == {1.0, 4.0, 16.0}
-    assert set(pretrain_module._weigh(Line(line.raw, ""), chat, 4.0, 16.0)[1]) == {1.0}
+    generic = Line("I am sorry. Take care.", "", "I am sorry.")
+    ids, weights = pretrain_module._weigh(generic, chat, 4.0, 16.0)
+    assert weights[0] == 16.0 and set(weights[2:]) == {1.0}
+
+
+def test_hints_are_answered_by_the_first_word_of_an_apt_act(tokenizer: PreTrainedTokenizerFast) -> None:
+    chat = ChatFormat(tokenizer, system_prompt("en", False))
+    batches = pretrain_module._hint_batches(chat, brief(), 32, 40, random.Random(1))
+    assert [len(batch) for batch in batches] == [32] * 40
+    need_of = {hint: need for hint, need in hint_lines("en")}
+    whole = 0
+    for sample, weights in itertools.chain(*batches):
+        assert len(sample.trained) == len(weights) == 1
+        said = tokenizer.decode(sample.ids[:-1], skip_special_tokens=True).strip()
+        hint = said.removeprefix("user\n").removesuffix("assistant").strip()
+        if hint in need_of:  # no word of it was lost
+            whole += 1
+            deeds = act_sentences("en")[need_of[hint]]
+            assert int(sample.ids[-1]) in {chat.text(deed)[0] for deed in deeds}
+    assert 0 < whole < 640
 
 
 def test_the_base_policy_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def demo(
     seed: SeedOption = 0,
     language: LanguageOption = "en",
     user: UserOption = "vanilla",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 24,
     n: Annotated[int, typer.Option(min=8, max=100, help="Benchmark dialogues per policy.")] = 100,
     compare: Annotated[
         bool, typer.Option("--terminal/--no-terminal", help="Also train with the terminal reward, for comparison.")

@@ -22,7 +22,7 @@ from rlver.core.think import CLOSE, OPEN
 from rlver.rollout import play
 from rlver.stories.generate import generate
 
-GOOD_SHARE = 0.4
+GOOD_SHARE = 0.5
 """Share of replies that are good: about what leaves the untrained policy where Qwen2.5-7B-Instruct starts."""
 APT_SHARE = 0.8
 """Share of good replies whose act is the one that the user hinted at or, without a hint, the one that has just done

@@ -91,7 +91,7 @@ def _lay_induction_circuit(model: Qwen2ForCausalLM, sink: int) -> None:
 
     # One head of each layer takes in the last utterance: it looks at everything alike, but lately said. Without it, the
     # ten words of a hint are lost among hundreds, and what they call for is never learned in a long talk.
-    for layer in (look_back, copy):
+    for layer in (look_back, copy) if model.config.num_attention_heads > 2 else ():
         for speed, nats in _GIST:
             at = 2 * size + int((frequencies - speed).abs().argmin())
             layer.q_proj.bias[at] = layer.k_proj.bias[at] = (nats * size**0.5) ** 0.5

@@ -35,7 +35,7 @@ class TrainConfig(BaseModel):
     """`terminal`: the final emotion is the reward of every token (RLVER, section 3). `turn`: the change of emotion
     after each reply is its reward, and tokens get the discounted sum of what follows (arXiv 2603.06194)."""
     seed: int = 0
-    steps: int = Field(40, ge=1)
+    steps: int = Field(24, ge=1)
     batch: int = Field(48, ge=1)
     """Dialogues a step."""
     group: int = Field(4, ge=1)
