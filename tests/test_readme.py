@@ -1,12 +1,14 @@
-"""Every command of the README about models behind endpoints runs as it stands, with a server that plays the models."""
+"""Every command of the README runs: as it stands, or with less work and with a server that plays the models."""
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_server import FakeServer
@@ -14,20 +16,71 @@ from test_build import Author
 
 from rlver.cli.main import main
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-RECIPES = README[README.index("**Put any model on either side.**") : README.index("**Train** with")]
-OFFICIAL = README[README.index("Official transcripts go into") : README.index("**Look at users**")]
 
 
-def commands(text: str) -> list[list[str]]:
-    """The commands in the shell blocks of a text, as words after `rlver`."""
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+def commands(start: str, end: str) -> list[list[str]]:
+    """The commands in the shell blocks of the README between two texts, as words after `rlver`."""
+    blocks = re.findall(r"```sh\n(.*?)```", README[README.index(start) : README.index(end)], re.DOTALL)
     return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("rlver ")]
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The same command with less work: a policy of a few thousand weights, two dialogues."""
+    if words[0] == "train" and "--resume" not in words:
+        return [*words, "--policy", "small", "--steps", "1", "--set", "batch=4", "--set", "max_tokens=8"]
+    if words[0] == "bench":
+        return [*words, "--n", "2"]
+    if words[:2] == ["judge", "redteam"]:
+        return [*words, "--n", "8"]
+    return words
+
+
+@pytest.fixture
+def small(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """A folder to work in, with a small policy in it."""
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    return tmp_path
+
+
+def test_the_first_recipes_run(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("I am listening, tell me.\n" * 9))
+    found = commands("## Recipes", "**Put any model") + commands("**Train** with", "**Chinese, and")
+    found += commands("**Look at users**", "## How a reply is judged")
+    assert len(found) >= 8
+    for words in found:
+        assert main(smaller(words)) == 0, words
+
+
+def test_recipes_with_official_profiles_run(official: Path, small: Path) -> None:
+    for file in ("train.jsonl", "sentient_open.jsonl"):
+        shutil.copy(official / file, small)
+    for words in commands("**Chinese, and", "Official transcripts go into"):
+        assert main(smaller(words)) == 0, words
+
+
+def test_recipes_for_the_judge_run(official: Path, small: Path) -> None:
+    shutil.copytree(official.parent / "transcripts", small / "transcripts")
+    shutil.copy(official.parents[1] / "esconv" / "dev_strategies.jsonl", small / "strategies.jsonl")
+    found = commands("**Check the judge**", "**Look at users**")
+    assert len(found) >= 8
+    for words in found:
+        assert main(smaller(words)) == 0, words
 
 
 def test_recipes_with_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = commands(RECIPES)
+    found = commands("**Put any model", "**Train** with")
     assert len(found) >= 13
     with FakeServer(Author()) as server:
         for words in found:
@@ -46,7 +99,7 @@ def test_recipes_with_official_files_run(official: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     for file in ("gpt-4.1", "qwen2.5-72b"):
         shutil.copy(official.parent / "transcripts" / "deepseek-v3" / f"{file}.jsonl", tmp_path)
-    for words in commands(OFFICIAL):
+    for words in commands("Official transcripts go into", "**Check the judge**"):
         assert main(words) == 0, words
 
 
