@@ -34,7 +34,7 @@ from rlver.core.errors import RlverError
 if TYPE_CHECKING:
     from rlver.agents.base import SentientAgent
     from rlver.benchmark.log import RunConfig
-    from rlver.benchmark.results import BenchmarkResults
+    from rlver.benchmark.results import BenchmarkResults, PolicyResult
     from rlver.benchmark.run import Pace
     from rlver.core.profile import Language
     from rlver.policies.base import Policy
@@ -201,7 +201,8 @@ def bench(
     )
     connections.check()
 
-    results, fluency = [], None
+    results: list[PolicyResult] = []
+    fluency: FluencyCheck | None = None
     for number, who in enumerate(answering, 1):
         path = folder / f"{number}-{_slug(who.spec)}.jsonl"
         pace = _pace(who, agent, batch, concurrency, deadline)
@@ -211,8 +212,9 @@ def bench(
         for dialogue in read_log(path):
             transcripts.append(dialogue.transcript)
             add(usage, dialogue.usage)
-        if fluency is None and len(answering) > 1:
-            fluency = FluencyCheck.calibrate(language, replies_of(transcripts))
+        # A base that said nothing readable leaves nothing to compare with.
+        if not results and len(answering) > 1 and (said := replies_of(transcripts)):
+            fluency = FluencyCheck.calibrate(language, said)
         results.append(assess(who, transcripts, fluency, path, usage, money))
 
     found = BenchmarkResults(
