@@ -1,4 +1,4 @@
-"""The tiny policy's model: Qwen2 at 0.6 million parameters, initialised so that it can copy from the start.
+"""The tiny policy's model: Qwen2 at 0.7 million parameters, initialised so that it can copy from the start.
 
 Taking up what somebody said needs an induction circuit: heads that look at the tokens before, and one in the next
 layer that finds where the same tokens stood earlier and copies what followed (Olsson et al. 2022). Trained from noise,
