@@ -1,0 +1,156 @@
+"""Training that is misused: one clear sentence, and nothing lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import (
+    fresh,
+    hurt,
+    quick,
+    save,
+)
+
+from rlver.cli.main import main
+from rlver.core.errors import RlverError
+from rlver.core.profile import write_profiles
+from rlver.stories.generate import generate
+from rlver.train.config import TrainConfig, load_config
+from rlver.train.run import run
+
+
+def refused(config: TrainConfig, base: Path, folder: Path, resume: bool = False) -> str:
+    """The sentence with which a run is refused."""
+    with pytest.raises(RlverError) as error:
+        run(config, base, folder, resume=resume)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.fixture
+def half(base: Path, whole: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the PPO run whose last checkpoint is gone."""
+    folder = tmp_path / "half"
+    shutil.copytree(whole["ppo"], folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000004")
+    return folder
+
+
+def test_a_folder_holds_one_run(base: Path, half: Path) -> None:
+    config = quick(base, "ppo")
+    before = (half / "metrics.jsonl").read_bytes()
+    sentence = refused(config, base, half)
+    assert str(half) in sentence and "--resume" in sentence
+    for change in ({"lr": 1e-4}, {"algo": "grpo"}, {"seed": 3}, {"user": "challenging"}):
+        sentence = refused(config.model_copy(update=change), base, half, resume=True)
+        assert str(half) in sentence and next(iter(change)) in sentence and "batch" not in sentence
+    assert (half / "metrics.jsonl").read_bytes() == before
+    hurt(half / "config.json")
+    assert "config.json" in refused(config, base, half, resume=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["policy/model.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json"]
+)
+def test_a_damaged_checkpoint_is_told(base: Path, half: Path, name: str) -> None:
+    checkpoint = half / "checkpoints" / "step-000002"
+    hurt(checkpoint / name)
+    sentence = refused(quick(base, "ppo"), base, half, resume=True)
+    assert str(checkpoint) in sentence and "damaged" in sentence
+    (checkpoint / name).unlink()
+    sentence = refused(quick(base, "ppo"), base, half, resume=True)
+    assert str(checkpoint) in sentence and "damaged" in sentence
+    (checkpoint / "state.json").write_text("{}", encoding="utf-8")
+    assert str(checkpoint) in refused(quick(base, "ppo"), base, half, resume=True)
+
+
+def test_a_checkpoint_of_another_model_is_told(words: Any, base: Path, half: Path, tmp_path: Path) -> None:
+    wide = save(words, fresh(words, hidden=48), tmp_path / "wide")
+    run(quick(wide, "ppo", steps=1), wide, tmp_path / "other")
+    checkpoint = half / "checkpoints" / "step-000002"
+    shutil.rmtree(checkpoint)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "step-000001", checkpoint)
+    sentence = refused(quick(base, "ppo"), base, half, resume=True)
+    assert str(checkpoint) in sentence and "another model" in sentence
+
+
+def test_unusable_policies_are_told(fails: Callable[..., str], base: Path, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    assert nowhere in fails("--policy", nowhere)
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in fails("--policy", str(tmp_path / "empty"))
+    shutil.copytree(base, tmp_path / "broken")
+    hurt(tmp_path / "broken" / "model.safetensors")
+    assert str(tmp_path / "broken") in fails("--policy", str(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["sped=3"], "sped"),
+        (["sped=3"], "Known keys: policy, language"),
+        (["lr"], "key=value"),
+        (["lr=fast"], "lr"),
+        (["lr=["], "lr"),
+        (["batch=6", "group=4"], "batch (6) must be a multiple of group (4)"),
+        (["group=1"], "at least 2"),
+        (["preset=hard"], "sage, release, paper"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_settings_are_told(fails: Callable[..., str], base: Path, settings: list[str], told: str) -> None:
+    assert told in fails("--policy", str(base), *(part for setting in settings for part in ("--set", setting)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"- lr\n- batch\n", b"lr", b"lr: [1", b"lr: 1\x00", b"\xff\xfelr: 1", b"1: 2\n"],
+    ids=["list", "word", "unclosed", "control", "bytes", "number"],
+)
+def test_a_broken_config_file_is_told(fails: Callable[..., str], base: Path, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    message = fails("--policy", str(base), "--config", str(file))
+    assert "bad.yaml" in message or "config" in message
+    file.unlink()
+    assert str(file) in fails("--policy", str(base), "--config", str(file))
+
+
+def test_unusable_profiles_are_told(fails: Callable[..., str], base: Path, tmp_path: Path) -> None:
+    chinese = tmp_path / "zh.jsonl"
+    write_profiles(chinese, generate("zh", "train", 2))
+    message = fails("--policy", str(base), "--profiles", str(chinese))
+    assert str(chinese) in message and "--language" in message
+    chinese.unlink()
+    assert str(chinese) in fails("--policy", str(base), "--profiles", str(chinese))
+
+
+def test_resuming_what_cannot_be_resumed_is_told(
+    fails: Callable[..., str], half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "seed" in fails("--resume", "--out", str(half), "--seed", "5")
+    hurt(half / "config.json")
+    assert "config.json" in fails("--resume", "--out", str(half))
+    assert main(["train", "--resume"]) == 1 and "--out" in capsys.readouterr().err
+    assert main(["train", "--algo", "magic"]) == 2
+
+
+def test_configs_are_read_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("lr: 1e-3\nseed: 1\nbatch: 16\n", encoding="utf-8")
+    config = load_config(file, ["seed=3", "kl = 0"], {"seed": 2, "batch": 24, "algo": None})
+    assert (config.lr, config.seed, config.batch, config.kl, config.algo) == (1e-3, 3, 24, 0.0, "grpo")
+    assert load_config(None, [], {"think": True}).max_tokens == 80
+    assert load_config(None, ["max_tokens=9"], {"think": True}).max_tokens == 9
+    assert load_config(None, ["batch=7"], {"algo": "ppo"}).rollouts == 1
+    file.write_text("", encoding="utf-8")
+    assert load_config(file, [], {}) == TrainConfig.model_validate({})
+    wrong = {"lr": 0, "final_rate": 0, "steps": 0, "clip": -1, "temperature": 0, "algo": "x", "gamma": 2}
+    for key, value in wrong.items():
+        with pytest.raises(RlverError, match=key):
+            load_config(None, [], {key: value})
