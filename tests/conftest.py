@@ -70,3 +70,12 @@ def model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
         # A likely closing mark: replies end at different lengths, and rows become ragged.
         model.lm_head.weight[tokenizer.eos_token_id] *= 3
     return model.eval()
+
+
+@pytest.fixture
+def policy_folder(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    """A folder with that model and that tokenizer, as a trained policy has them."""
+    folder = tmp_path / "mine"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

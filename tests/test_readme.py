@@ -17,7 +17,7 @@ from test_build import Author
 from rlver.cli.main import main
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    pass
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -31,7 +31,7 @@ def commands(start: str, end: str) -> list[list[str]]:
 def smaller(words: list[str]) -> list[str]:
     """The same command with less work: a policy of a few thousand weights, two dialogues."""
     if words[0] == "train" and "--resume" not in words:
-        return [*words, "--policy", "small", "--steps", "1", "--set", "batch=4", "--set", "max_tokens=8"]
+        return [*words, "--policy", "mine", "--steps", "1", "--set", "batch=4", "--set", "max_tokens=8"]
     if words[0] == "bench":
         return [*words, "--n", "2"]
     if words[:2] == ["judge", "redteam"]:
@@ -40,16 +40,9 @@ def smaller(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def small(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-) -> Path:
+def small(policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a small policy in it."""
     monkeypatch.chdir(tmp_path)
-    model.save_pretrained(tmp_path / "small")
-    tokenizer.save_pretrained(tmp_path / "small")
     return tmp_path
 
 

@@ -23,7 +23,7 @@ from rlver.core.transcript import read_transcripts
 from rlver.stories import generate
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    pass
 
 KEY = "sk-verysecret-0123456789"
 
@@ -268,17 +268,12 @@ def test_no_key_in_any_file_or_output_or_process_title(tmp_path: Path) -> None:
         assert KEY.encode() not in text and b"verysecret" not in text
 
 
-def test_a_folder_with_a_model_can_face_a_model_as_user(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    folder = tmp_path / "mine"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def test_a_folder_with_a_model_can_face_a_model_as_user(policy_folder: Path, tmp_path: Path) -> None:
     runs = []
     with FakeServer() as server:
         for name, concurrency in (("a", "3"), ("b", "8")):
             more = ["--n", "5", "--max-tokens", "8", "--temperature", "1", "--concurrency", concurrency]
-            assert main(command(server, tmp_path / name, *more, policy=f"hf:{folder}")) == 0
+            assert main(command(server, tmp_path / name, *more, policy=f"hf:{policy_folder}")) == 0
             runs.append({key: said(item) for key, item in dialogues(tmp_path / name).items()})
     assert runs[0] == runs[1] and len(runs[0]) == 5
 

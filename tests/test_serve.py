@@ -206,14 +206,9 @@ def test_a_language_model_can_be_the_served_user() -> None:
             chat(address, [user("在吗")])
 
 
-def test_a_policy_folder_is_a_chat_model(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    folder = tmp_path / "mine"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "rlver.json").write_text('{"language": "en", "max_tokens": 24}', encoding="utf-8")
-    with serving("--user", "none", "--policy", str(folder)) as address:
+def test_a_policy_folder_is_a_chat_model(policy_folder: Path) -> None:
+    (policy_folder / "rlver.json").write_text('{"language": "en", "max_tokens": 24}', encoding="utf-8")
+    with serving("--user", "none", "--policy", str(policy_folder)) as address:
 
         def ask(**more: Any) -> Any:
             messages: list[Any] = [user("The kettle broke."), {"role": "assistant", "content": "Why?"}, user("I fell.")]

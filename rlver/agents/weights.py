@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rlver.core.data import digest, read_text
 from rlver.core.errors import RlverError
+from rlver.core.files import read_file
 from rlver.core.profile import Frozen, Intention
 
 
@@ -88,11 +89,7 @@ def default_weights() -> Weights:
 def read_weights(path: Path) -> Weights:
     """Weights from a file. Raises RlverError, naming the file, if it is missing or no weights."""
     try:
-        return Weights.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RlverError(f"{path}: there is no such file; `rlver judge fit --out {path}` makes one.") from None
-    except UnicodeDecodeError:
-        raise RlverError(f"{path}: not UTF-8 text, so no weights.") from None
+        return Weights.model_validate_json(read_file(path))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"

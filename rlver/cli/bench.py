@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlver.agents.base import UserType
 from rlver.agents.speech import Phrasing
 from rlver.cli.connect import (
     AttemptsOption,
@@ -27,6 +26,7 @@ from rlver.cli.options import (
     PresetOption,
     ProfilesOption,
     SeedOption,
+    UserTypeOption,
     load_profiles,
 )
 from rlver.core.errors import RlverError
@@ -65,12 +65,7 @@ def bench(
             "openai:MODEL@BASE_URL, any:PROVIDER/MODEL, or human.",
         ),
     ] = "embedded",
-    user_type: Annotated[
-        UserType,
-        typer.Option(
-            "--user-type", help="Vanilla users hint at what they need; challenging ones never do and want more."
-        ),
-    ] = "vanilla",
+    user_type: UserTypeOption = "vanilla",
     language: LanguageOption = "en",
     preset: PresetOption = "sage",
     profiles: ProfilesOption = None,

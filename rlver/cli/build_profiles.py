@@ -12,6 +12,7 @@ import typer
 from rlver.cli.connect import AttemptsOption, CacheOption, ConcurrencyOption, Connections, RateOption, TimeoutOption
 from rlver.cli.options import LanguageOption, SeedOption
 from rlver.core.errors import RlverError
+from rlver.core.files import read_file
 from rlver.core.profile import ChatIntention, Intention
 
 
@@ -130,11 +131,7 @@ def _intentions(scenario: str, wanted: list[str] | None) -> tuple[Intention | Ch
 def _lines(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RlverError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
-    found = tuple(line for line in lines if line)
+    found = tuple(line.strip() for line in read_file(path).splitlines() if line.strip())
     if not found:
         raise RlverError(f"{path}: no lines in this file.")
     return found

@@ -14,10 +14,10 @@ from rlver.core.errors import RlverError
 from rlver.core.profile import Language, Profile, read_profiles
 
 LanguageOption = Annotated[Language, typer.Option("--language", help="Language of the talks.")]
-UserOption = Annotated[
-    UserType,
-    typer.Option("--user", help="Vanilla users hint at what they need; challenging ones never do and want more."),
-]
+_USER_TYPES = "Vanilla users hint at what they need; challenging ones never do and want more."
+UserOption = Annotated[UserType, typer.Option("--user", help=_USER_TYPES)]
+UserTypeOption = Annotated[UserType, typer.Option("--user-type", help=_USER_TYPES)]
+"""Where --user says who plays the user."""
 PresetOption = Annotated[
     str, typer.Option("--preset", help=f"Rules of the emotion and of the talk's end: {', '.join(PRESETS)}.")
 ]

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import typer
 
-from rlver.agents.base import UserType
 from rlver.agents.speech import Phrasing
 from rlver.cli.connect import AttemptsOption, CacheOption, ConcurrencyOption, Connections, RateOption, TimeoutOption
-from rlver.cli.options import LanguageOption, PresetOption, ProfilesOption, SeedOption, load_profiles
+from rlver.cli.options import LanguageOption, PresetOption, ProfilesOption, SeedOption, UserTypeOption, load_profiles
 from rlver.core.errors import RlverError
 
 TOKEN = "RLVER_SERVE_TOKEN"
@@ -32,12 +31,7 @@ def serve(
             "any:PROVIDER/MODEL; none serves policies only.",
         ),
     ] = "embedded",
-    user_type: Annotated[
-        UserType,
-        typer.Option(
-            "--user-type", help="Vanilla users hint at what they need; challenging ones never do and want more."
-        ),
-    ] = "vanilla",
+    user_type: UserTypeOption = "vanilla",
     policy: Annotated[
         list[str] | None,
         typer.Option("--policy", help="A folder with a trained policy, served as the model of the folder's name."),

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlver.core.errors import RlverError
+from rlver.core.files import read_file
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -18,12 +19,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         RlverError: the file is missing or no UTF-8 text, or a line is no JSON object.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RlverError(f"{path}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RlverError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    text = read_file(path)
     # Not splitlines(): JSON strings may hold U+2028 and the like, which it takes for line ends.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

@@ -21,6 +21,7 @@ from rlver.agents.judge import Observation, observe
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
+from rlver.core.files import read_file
 from rlver.core.jsonl import read_objects
 from rlver.core.official import is_official, parse_official
 from rlver.core.profile import Frozen, Intention, Profile
@@ -188,12 +189,7 @@ def read_ids(path: Path) -> set[str]:
     Raises:
         RlverError: the file is missing or holds no ids.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RlverError(f"{path}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RlverError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    text = read_file(path)
     if text.lstrip().startswith("{"):
         ids = {str(record.get("id") or record.get("profile") or "") for _, record in read_objects(path)}
     elif text.lstrip().startswith("["):

@@ -90,7 +90,7 @@ class CorpusAuthor:
         act = _apt_act(dialogue)
         if act is None or rng.random() >= APT_SHARE:
             act = rng.choice(list(Intention))
-        deed = rng.choice(self._lines["acts"][act]["plain"])
+        deed = rng.choice(self._lines["acts"][act])
         if not handle:
             return Line(deed, "", deed)
         then = rng.choice(self._lines["specific"]).replace("{h}", handle)
@@ -129,8 +129,8 @@ Written = tuple[Dialogue, list[Line]]
 
 def act_sentences(language: Language) -> dict[str, list[str]]:
     """The sentences by which the author does each act."""
-    acts = read_yaml("rlver.tiny", f"data/replies.{language}.yaml")["acts"]
-    return {act: list(lines["plain"]) for act, lines in acts.items()}
+    acts: dict[str, list[str]] = read_yaml("rlver.tiny", f"data/replies.{language}.yaml")["acts"]
+    return acts
 
 
 def hint_lines(language: Language) -> list[tuple[str, Intention]]:

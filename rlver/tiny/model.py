@@ -66,7 +66,7 @@ def _lay_induction_circuit(model: Qwen2ForCausalLM, sink: int) -> None:
     frequencies = model.model.rotary_emb.inv_freq
 
     # Tokens live in half of the residual stream; a quarter each is kept for what stood one and two tokens before.
-    sketch = 3 * size // 4 if size < 64 else size // 2
+    sketch = 3 * size // 4
     tokens, *notes = _orthonormal(hidden, hidden).split([hidden - 2 * sketch, sketch, sketch], dim=1)
     embedding = model.get_input_embeddings().weight
     embedding.copy_(_EMBEDDING * torch.randn(len(embedding), tokens.shape[1]) @ tokens.T)

@@ -100,17 +100,18 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     }
     rng, vocabulary = random.Random(derive(config.seed, "batches")), len(tokenizer)
 
-    def batches(written: list[Written], size: int, steps: int) -> list[list[Example]]:
-        return _batches([_example(*item, chat, config) for item in written], size, steps, rng)
+    def examples(written: list[Written]) -> list[Example]:
+        return [_example(*item, chat, config) for item in written]
 
+    single, double = examples(exchanges), examples(short)
     size, third, between, late = config.batch, max(1, config.batch // 3), config.short_steps, config.steps
     total = config.hint_steps + config.exchange_steps + between + late
     many, few = config.hint_steps, total - config.hint_steps
     stages = (
         [_hint_batches(chat, config, 16 * size, many, rng)],
-        [batches(exchanges, 4 * size, config.exchange_steps)],
-        [batches(exchanges, size, between), batches(short, size, between)],
-        [batches(short, third, late), batches(whole, size - third, late)],
+        [_batches(single, 4 * size, config.exchange_steps, rng)],
+        [_batches(single, size, between, rng), _batches(double, size, between, rng)],
+        [_batches(double, third, late, rng), _batches(examples(whole), size - third, late, rng)],
     )
     beside: list[list[Example]] = [[]] * many + _hint_batches(chat, config, 6 * size, few, rng)
     model.train()

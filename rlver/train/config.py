@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlver.agents.base import UserType
 from rlver.core.emotion import get_preset
 from rlver.core.errors import RlverError
+from rlver.core.files import read_file
 from rlver.core.profile import Language
 
 
@@ -96,9 +97,7 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RlverError(f"{file}: cannot be read as UTF-8 text ({error}).") from None
+            loaded = yaml.safe_load(read_file(file))
         except yaml.YAMLError as error:
             raise RlverError(f"{file}: not valid YAML ({str(error).splitlines()[0]}).") from None
         if loaded is not None and not isinstance(loaded, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,12 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         return sentence
 
     return call
+
+
+@pytest.fixture
+def half(base: Path, whole: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the PPO run whose last checkpoint is gone."""
+    folder = tmp_path / "half"
+    shutil.copytree(whole["ppo"], folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000004")
+    return folder

@@ -32,15 +32,6 @@ def refused(config: TrainConfig, base: Path, folder: Path, resume: bool = False)
     return sentence
 
 
-@pytest.fixture
-def half(base: Path, whole: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the PPO run whose last checkpoint is gone."""
-    folder = tmp_path / "half"
-    shutil.copytree(whole["ppo"], folder)
-    shutil.rmtree(folder / "checkpoints" / "step-000004")
-    return folder
-
-
 def test_a_folder_holds_one_run(base: Path, half: Path) -> None:
     config = quick(base, "ppo")
     before = (half / "metrics.jsonl").read_bytes()
