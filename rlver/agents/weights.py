@@ -88,6 +88,8 @@ def default_weights() -> Weights:
 
 def read_weights(path: Path) -> Weights:
     """Weights from a file. Raises RlverError, naming the file, if it is missing or no weights."""
+    if not path.exists():
+        raise RlverError(f"{path}: there is no such file; `rlver judge fit --out {path}` makes one.")
     try:
         return Weights.model_validate_json(read_file(path))
     except ValidationError as error:
