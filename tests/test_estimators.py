@@ -14,10 +14,14 @@ from numpy.random import Generator, default_rng
 from rlver.core.dialogue import Dialogue, Reaction, StopReason
 from rlver.core.emotion import PRESETS
 from rlver.stories.generate import generate
-from rlver.train.advantages import gae, grpo_terminal, grpo_turns, whiten
-from rlver.train.critic import explained_variance
-from rlver.train.losses import entropy, kl_k3, policy_loss, value_loss
-from rlver.train.rewards import returns, turn_rewards
+from rlver.train.advantages.gae import gae, whiten
+from rlver.train.advantages.grpo import grpo_terminal, grpo_turns
+from rlver.train.credit import returns, turn_rewards
+from rlver.train.losses.entropy import entropy
+from rlver.train.losses.kl import kl_k3
+from rlver.train.losses.policy import policy_loss
+from rlver.train.losses.value import value_loss
+from rlver.train.models.critic import explained_variance
 
 EPSILON = 1e-6
 """What the estimators add to a standard deviation before they divide by it."""

@@ -76,7 +76,7 @@ def train(
       rlver train --out runs/mine --resume
     """
     from rlver.train.config import load_config
-    from rlver.train.run import profiles_of, stored_config
+    from rlver.train.runs.run import profiles_of, stored_config
 
     if resume and out is None:
         raise RlverError("--resume needs --out: say which run to go on with.")
@@ -138,7 +138,7 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
         typer.Exit: stopped by Ctrl-C, with the state saved (exit code 130).
     """
     from rlver.cli.progress import Steps
-    from rlver.train.run import Interrupted, run
+    from rlver.train.runs.run import Interrupted, run
 
     if base is None:
         base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)

@@ -26,12 +26,16 @@ from rlver.core.seeds import derive
 from rlver.policies.local import LocalPolicy
 from rlver.rollout import play
 from rlver.stories.generate import generate
-from rlver.train.advantages import gae, grpo_terminal, grpo_turns, whiten
+from rlver.train.advantages.gae import gae, whiten
+from rlver.train.advantages.grpo import grpo_terminal, grpo_turns
 from rlver.train.config import TrainConfig
-from rlver.train.critic import Critic, explained_variance, trainable
-from rlver.train.losses import entropy, kl_k3, policy_loss, value_loss
+from rlver.train.credit import returns, turn_rewards
+from rlver.train.losses.entropy import entropy
+from rlver.train.losses.kl import kl_k3
+from rlver.train.losses.policy import policy_loss
+from rlver.train.losses.value import value_loss
 from rlver.train.metrics import dialogue_metrics
-from rlver.train.rewards import returns, turn_rewards
+from rlver.train.models.critic import Critic, explained_variance, trainable
 from rlver.train.samples import Sample, collate, from_trace, hidden_states, micro_batches
 
 _MAX_DIVERGENCE = 10.0

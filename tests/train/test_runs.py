@@ -26,13 +26,13 @@ from toys import (
 )
 from transformers import AutoModelForCausalLM
 
-import rlver.train.run as run_module
+import rlver.train.runs.run as run_module
 from rlver.cli.main import main
 from rlver.core.profile import write_profiles
 from rlver.core.transcript import Transcript
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
-from rlver.train.run import Interrupted, run
+from rlver.train.runs.run import Interrupted, run
 
 
 @algos
@@ -126,7 +126,7 @@ def test_a_run_can_break_anywhere_and_go_on(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rlver.train.checkpoint.save_file", full)
+        patch.setattr("rlver.train.runs.checkpoint.save_file", full)
         with pytest.raises(OSError):
             run(config, base, tmp_path, resume=True)
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-000002"]

@@ -24,7 +24,7 @@ from toys import (
 import rlver.train.trainer as trainer_module
 from rlver.core.dialogue import StopReason
 from rlver.stories.generate import generate
-from rlver.train.rewards import returns, turn_rewards
+from rlver.train.credit import returns, turn_rewards
 from rlver.train.samples import from_trace
 from rlver.train.trainer import Trainer
 

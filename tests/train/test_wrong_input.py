@@ -20,7 +20,7 @@ from rlver.core.errors import RlverError
 from rlver.core.profile import write_profiles
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig, load_config
-from rlver.train.run import run
+from rlver.train.runs.run import run
 
 
 def refused(config: TrainConfig, base: Path, folder: Path, resume: bool = False) -> str:
@@ -84,7 +84,7 @@ def test_unusable_policies_are_told(fails: Callable[..., str], base: Path, tmp_p
     ("settings", "told"),
     [
         (["sped=3"], "sped"),
-        (["sped=3"], "Known keys: policy, language"),
+        (["sped=3"], "Known keys: policy, threads"),
         (["lr"], "key=value"),
         (["lr=fast"], "lr"),
         (["lr=["], "lr"),

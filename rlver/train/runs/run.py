@@ -31,7 +31,7 @@ from rlver.core.profile import Profile, read_profiles
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
 from rlver.policies.local import load_model
-from rlver.train.checkpoint import Checkpoints, save_policy
+from rlver.train.runs.checkpoint import Checkpoints, save_policy
 from rlver.train.config import TrainConfig
 from rlver.train.trainer import Trainer
 from rlver.version import version

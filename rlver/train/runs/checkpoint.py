@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
-from rlver.train.critic import Critic
+from rlver.train.models.critic import Critic
 
 _KEEP = 2
 
