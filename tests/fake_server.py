@@ -15,6 +15,7 @@ import json
 import random
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -143,6 +144,7 @@ class FakeServer:
             writer.close()
 
     async def _answer(self, path: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> bool:
+        began = time.perf_counter()
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and given != self.key:
             self.calls["401"] += 1
@@ -172,7 +174,8 @@ class FakeServer:
         if fault == "drop":
             return False
         text = self._spoiled(fault, self.model(request), request)
-        answer = completion(text, request)
+        # What a real endpoint tells in a header: seconds from the whole request to the answer.
+        answer = completion(text, request) | {"took": time.perf_counter() - began}
         if fault == "truncated_body":
             raw = json.dumps(answer).encode()
             return _send_raw(writer, 200, raw[: len(raw) // 2], "application/json")
