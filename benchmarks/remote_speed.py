@@ -44,7 +44,7 @@ TARGET_WALL, TARGET_CPU = 1.15, 3.0
 
 
 class TimedLLM(LLM):
-    """A client that adds up what the server took for the calls of each worker, so of each dialogue if all run at once."""
+    """A client that adds up what the server took for each worker; it has one dialogue where all run at once."""
 
     chains: Counter[object]
 
@@ -130,20 +130,18 @@ def main() -> None:
     # The first words of a user are one call more: the built-in profiles leave them to the model.
     chain += options.latency
     together, alone = found["together"], found["one_by_one"]
-    ratio = together["wall_s"] / chain
-    longest = together["longest_chain_s"]
+    longest, wall = together["longest_chain_s"], together["wall_s"]
+    ratio = wall / chain
     each = alone["wall_s"] / options.one_by_one
     count, calls = options.dialogues, together["calls"]
     print(f"{count} dialogues x {REPLIES} replies, {calls} calls of {1000 * options.latency:.0f} ms")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"wall {together['wall_s']:.2f} s = {ratio:.3f} x one dialogue's chain ({chain:.2f} s); target {TARGET_WALL}")
-    print(
-        f"the longest chain as the server measured it: {longest:.2f} s; wall = {together['wall_s'] / longest:.3f} x that"
-    )
+    print(f"wall {wall:.2f} s = {ratio:.3f} x one dialogue's chain ({chain:.2f} s); target {TARGET_WALL}")
+    print(f"the longest chain as the server measured it: {longest:.2f} s; wall = {wall / longest:.3f} x that")
     print(f"client CPU {together['cpu_ms_per_call']:.2f} ms a call; target {TARGET_CPU}")
     print(
         f"one call after another: {each:.2f} s a dialogue (measured on {options.one_by_one}), {each * count:.0f} s for "
-        f"all: {each * count / together['wall_s']:.0f} times as long"
+        f"all: {each * count / wall:.0f} times as long"
     )
     if "long" in found:
         long = found["long"]

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from rlver.core.errors import CallFailed, RlverError
 from rlver.core.profile import Frozen
@@ -219,36 +218,27 @@ class LLM:
     async def _persist(self, request: dict[str, Any]) -> dict[str, Any]:
         """Ask until there is an answer, or until all attempts are used up."""
         self._bind()
-        retrying = AsyncRetrying(
-            stop=self._enough,
-            wait=self._pause,
-            retry=retry_if_exception_type(_Again),
-            before_sleep=self._note_retry,
-            reraise=True,
-        )
-        try:
-            return await retrying(self._attempt, request)
-        except _Again as error:
-            self.tally.failed += 1
-            tries, why = self.limits.attempts, self._clean(str(error))
-            raise CallFailed(f"{self.endpoint.spec}: {tries} attempts failed (the last: {why}).") from None
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._attempt(request)
+            except _Again as error:
+                # What cannot be reached is tried until patience ends, for it concerns all calls.
+                if attempt >= self.limits.attempts * (5 if error.unreached else 1):
+                    self.tally.failed += 1
+                    why = self._clean(str(error))
+                    raise CallFailed(f"{self.endpoint.spec}: {attempt} attempts failed (the last: {why}).") from None
+                pause = self._pause(attempt, error)
+            self.tally.retries += 1
+            await asyncio.sleep(pause)
 
-    def _enough(self, state: RetryCallState) -> bool:
-        """Whether to give up. What cannot be reached is tried until patience ends, for it concerns all calls."""
-        error = state.outcome.exception() if state.outcome else None
-        patient = isinstance(error, _Again) and error.unreached
-        return state.attempt_number >= self.limits.attempts * (5 if patient else 1)
-
-    def _pause(self, state: RetryCallState) -> float:
+    def _pause(self, attempt: int, error: _Again) -> float:
         """Seconds before the next attempt: as the endpoint asks, else exponential; jitter keeps callers apart."""
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _Again) and error.wait is not None:
+        if error.wait is not None:
             return error.wait + self._jitter.uniform(0, 0.25)
-        most = 2.0 if isinstance(error, _Again) and error.unreached else self.limits.longest_wait
-        return min(most, 0.5 * 2 ** (state.attempt_number - 1)) * self._jitter.uniform(0.5, 1.0)
-
-    def _note_retry(self, state: RetryCallState) -> None:
-        self.tally.retries += 1
+        most = 2.0 if error.unreached else self.limits.longest_wait
+        return min(most, 0.5 * 2 ** (attempt - 1)) * self._jitter.uniform(0.5, 1.0)
 
     async def _attempt(self, request: dict[str, Any]) -> dict[str, Any]:
         """One call. Raises _Again, CallFailed or RlverError."""

@@ -104,9 +104,9 @@ def _end(text: str, start: int) -> int:
 
 
 def _loads(text: str) -> dict[str, Any] | None:
-    for attempt in (text, _mended(text)):
+    for mend in (str, _mended):
         try:
-            item = json.loads(attempt, strict=False)
+            item = json.loads(mend(text), strict=False)
         except (ValueError, RecursionError):
             continue
         if isinstance(item, dict):
