@@ -128,6 +128,23 @@ def test_a_dead_endpoint_and_a_bad_key_end_the_whole_run(monkeypatch: pytest.Mon
         assert server.calls["401"] == 2
 
 
+def test_a_quota_that_is_used_up_ends_the_whole_run() -> None:
+    class Broke(FakeServer):
+        async def _answer(self, path: str, headers: Any, body: bytes, writer: Any) -> bool:
+            self.calls["429"] += 1
+            told = {
+                "message": "You exceeded your quota. " + 200 * "x",
+                "code": "insufficient_quota",
+            }
+            text = json.dumps({"error": told}).encode()
+            writer.write(b"HTTP/1.1 429 X\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+            return True
+
+    with Broke() as server, pytest.raises(RlverError, match="insufficient_quota") as caught:
+        complete(client(server))
+    assert not isinstance(caught.value, CallFailed) and server.calls["429"] == 1
+
+
 def test_an_endpoint_that_was_not_asked_for_long_is_not_dead() -> None:
     async def idle(llm: LLM, server: FakeServer) -> str:
         await llm.complete(HELLO, seed=1)
@@ -189,6 +206,30 @@ def test_other_providers_come_through_any_llm(monkeypatch: pytest.MonkeyPatch) -
         assert not isinstance(caught.value, CallFailed) and KEY not in str(caught.value)
     with pytest.raises(RlverError, match="any:nobody"):
         LLM(parse_endpoint("any:nobody/x"))
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert complete(LLM(Endpoint("fake", "http://nowhere.invalid/v1"), FAST)).startswith("I hear you")
+        monkeypatch.setenv("no_proxy", "nowhere.invalid")
+        with pytest.raises(RlverError, match="no connection"):
+            complete(LLM(Endpoint("fake", "http://nowhere.invalid/v1"), FAST))
+        assert proxy.calls["ok"] == 1
+
+
+def test_a_key_does_not_follow_a_redirect_to_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLVER_API_KEY", KEY)
+
+    class Moved(FakeServer):
+        async def _answer(self, path: str, headers: Any, body: bytes, writer: Any) -> bool:
+            writer.write(f"HTTP/1.1 307 X\r\nLocation: {other.url}\r\nContent-Length: 0\r\n\r\n".encode())
+            return True
+
+    with FakeServer(key=KEY) as other, Moved() as server, pytest.raises(RlverError, match="status 401"):
+        complete(client(server))
+    assert other.calls["401"] == 1
 
 
 def test_newer_models_get_the_newer_name_of_the_token_limit() -> None:

@@ -24,11 +24,12 @@ def never_connected(error: BaseException) -> bool:
 
 
 def message_of(error: APIStatusError) -> str:
-    """What the endpoint says about its error."""
+    """What the endpoint says about its error, its code first: a used-up quota is named by that alone."""
     body = error.body
-    if isinstance(body, Mapping):
-        return str(body.get("message") or body)
-    return str(body or error.message)
+    if not isinstance(body, Mapping):
+        return str(body or error.message)
+    message = str(body.get("message") or body)
+    return f"{body['code']}: {message}" if isinstance(body.get("code"), str) else message
 
 
 def what(error: BaseException) -> str:
