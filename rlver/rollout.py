@@ -27,7 +27,7 @@ T = TypeVar("T")
 def play(
     profiles: Sequence[Profile],
     policy: Policy,
-    agent: SentientAgent,
+    agent: SentientAgent | Sequence[SentientAgent],
     preset: Preset,
     *,
     seed: int,
@@ -38,12 +38,14 @@ def play(
     """Play one dialogue per profile to its end and return them in the order of the profiles.
 
     Args:
+        agent: one for all dialogues, or one for each.
         seed: what user and policy draw for dialogue i depends on (seed, i), unless seeds are given for each dialogue.
         user_seeds: one seed per dialogue. Rollouts of one GRPO group share theirs, so that only the policy makes
             them differ.
         policy_seeds: one seed per dialogue.
         on_turn: called after every round with the number of dialogues that have ended.
     """
+    agents = [agent] if not isinstance(agent, Sequence) else agent
     work = closing(
         play_async(
             profiles,
@@ -56,15 +58,15 @@ def play(
             on_turn=on_turn,
         ),
         policy,
-        agent,
+        *set(agents),
     )
-    return run(work, waits(policy, agent))
+    return run(work, waits(policy, *agents))
 
 
 async def play_async(
     profiles: Sequence[Profile],
     policy: Policy,
-    agent: SentientAgent,
+    agent: SentientAgent | Sequence[SentientAgent],
     preset: Preset,
     *,
     seed: int = 0,
@@ -75,11 +77,12 @@ async def play_async(
 ) -> list[Dialogue]:
     """As `play`, for a running event loop. After `deadline` seconds what still runs ends as failed."""
     dialogues = [Dialogue(profile, preset, policy.think) for profile in profiles]
+    agents = agent if isinstance(agent, Sequence) else [agent] * len(profiles)
     users = user_seeds or [derive(seed, "user", i) for i in range(len(profiles))]
     policies = policy_seeds or [derive(seed, "policy", i) for i in range(len(profiles))]
     try:
         async with asyncio.timeout(deadline) if deadline else nullcontext():
-            await _play(dialogues, policy, agent, users, policies, on_turn)
+            await _play(dialogues, policy, agents, users, policies, on_turn)
     except TimeoutError:
         for dialogue in dialogues:
             if dialogue.stop is None:
@@ -90,13 +93,15 @@ async def play_async(
 async def _play(
     dialogues: list[Dialogue],
     policy: Policy,
-    agent: SentientAgent,
+    agents: Sequence[SentientAgent],
     users: Sequence[int],
     policies: Sequence[int],
     on_turn: Callable[[int], None] | None,
 ) -> None:
     everyone = range(len(dialogues))
-    openings = await _answers([partial(agent.open, d.profile, user) for d, user in zip(dialogues, users, strict=True)])
+    openings = await _answers(
+        [partial(a.open, d.profile, user) for a, d, user in zip(agents, dialogues, users, strict=True)]
+    )
     for i, opening in zip(everyone, openings, strict=True):
         if isinstance(opening, CallFailed):
             _fail(dialogues[i], opening)
@@ -107,7 +112,7 @@ async def _play(
         replies = policy.reply(active)
         raws = await replies if isinstance(replies, Awaitable) else replies
         said = [i for i, raw in zip(active, raws, strict=True) if _says(dialogues[i], raw)]
-        reactions = await _answers([partial(agent.react, dialogues[i], users[i]) for i in said])
+        reactions = await _answers([partial(agents[i].react, dialogues[i], users[i]) for i in said])
         for i, reaction in zip(said, reactions, strict=True):
             if isinstance(reaction, CallFailed):
                 _fail(dialogues[i], reaction)
@@ -173,9 +178,11 @@ async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
                 await side.close()
 
 
-def waits(policy: Policy, agent: SentientAgent) -> bool:
-    """Whether one of the two answers later."""
-    return any(map(iscoroutinefunction, (policy.reply, agent.open, agent.react)))
+def waits(policy: Policy, *agents: SentientAgent) -> bool:
+    """Whether one of them answers later."""
+    return any(
+        map(iscoroutinefunction, (policy.reply, *(ask for agent in agents for ask in (agent.open, agent.react))))
+    )
 
 
 def run(work: Coroutine[Any, Any, T], waiting: bool = True) -> T:

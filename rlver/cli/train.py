@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,8 @@ from rlver.agents.base import UserType
 from rlver.cli.options import JsonOption
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
+from rlver.train.credit import Credit
+from rlver.train.settings import Algorithm
 
 if TYPE_CHECKING:
     from rlver.train.config import TrainConfig
@@ -33,11 +35,13 @@ def train(
         str | None, typer.Option(help="What to train: tiny (made on the spot), or a folder with a Hugging Face model.")
     ] = None,
     algo: Annotated[
-        Literal["grpo", "ppo"] | None, typer.Option(help="GRPO compares rollouts; PPO has a critic.")
+        Algorithm | None, typer.Option(help="grpo, rloo, dr-grpo compare rollouts of a profile; ppo has a critic.")
     ] = None,
     credit: Annotated[
-        Literal["turn", "terminal"] | None,
-        typer.Option(help="Pay every reply for the change it caused, or only the final emotion."),
+        Credit | None,
+        typer.Option(
+            help="Pay replies for the emotion at the end, for their own change, or for what followed from them."
+        ),
     ] = None,
     think: Annotated[
         bool | None, typer.Option("--think/--no-think", help="Let the policy think before it speaks.")

@@ -11,21 +11,16 @@ from pydantic import ValidationError
 from rlver.core.emotion import get_preset
 from rlver.core.errors import RlverError
 from rlver.core.files import read_file
-from rlver.train.settings import AlgorithmSettings, DialogueSettings, ModelSettings, RunSettings
+from rlver.train.settings import AlgorithmSettings, CurriculumSettings, DialogueSettings, ModelSettings, RunSettings
 
 
-class TrainConfig(RunSettings, AlgorithmSettings, DialogueSettings, ModelSettings):
+class TrainConfig(RunSettings, CurriculumSettings, AlgorithmSettings, DialogueSettings, ModelSettings):
     """What decides a run. Defaults suit the tiny policy; rates for a 7B model are a thousand times smaller."""
 
     def rate(self, step: int) -> float:
         """The learning rates at a step (from 0) as a share of their value."""
         left = 1 - max(0, step - self.warmup) / max(1, self.steps - self.warmup)
         return min((step + 1) / (self.warmup + 1), self.final_rate + (1 - self.final_rate) * left)
-
-    @property
-    def rollouts(self) -> int:
-        """Rollouts per profile in a step."""
-        return self.group if self.algo == "grpo" else 1
 
 
 def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]) -> TrainConfig:
@@ -54,6 +49,8 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
             raise RlverError(f"--set {override!r}: {value!r} is no valid value.") from None
     if values.get("think") and "max_tokens" not in values:
         values["max_tokens"] = 80
+    if values.get("algo") == "dr-grpo" and "weighting" not in values:
+        values["weighting"] = "constant"
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -63,7 +60,11 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
         raise RlverError(f"config: {key}: {first['msg']}.{known}") from None
     get_preset(config.preset)
     if config.batch % config.rollouts:
-        raise RlverError(f"config: batch ({config.batch}) must be a multiple of group ({config.rollouts}).")
-    if config.algo == "grpo" and config.group < 2:
-        raise RlverError("config: grpo compares the rollouts of a profile, so group must be at least 2.")
+        raise RlverError(f"config: batch ({config.batch}) must be a multiple of group ({config.group}).")
+    if config.algo in ("grpo", "rloo", "dr-grpo") and config.group < 2:
+        raise RlverError(f"config: {config.algo} compares the rollouts of a profile, so group must be at least 2.")
+    if config.zero_variance != "keep" and config.rollouts < 2:
+        raise RlverError(f"config: zero_variance is about groups of rollouts, and {config.algo} has none here.")
+    if (config.curriculum == "schedule") != bool(config.schedule):
+        raise RlverError("config: curriculum=schedule and schedule={step: share of challenging users} go together.")
     return config

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rlver.agents.base import UserType
 from rlver.core.profile import Language
 from rlver.train.credit import Credit
+
+Algorithm = Literal["grpo", "ppo", "gae", "rloo", "reinforce++", "dr-grpo"]
+"""`gae` is another name of `ppo`."""
+
+KlEstimator = Literal["k1", "k2", "k3"]
+"""Schulman's three estimates of KL(policy || reference) from a sampled token (joschu.net/blog/kl-approx.html).
+
+`k1` = -log r with r = reference / policy: unbiased, of either sign; as a loss it has no gradient in expectation, so it
+belongs into the reward. `k2` = (log r)^2 / 2: biased, but as a loss its gradient is that of the divergence. `k3` =
+r - 1 - log r: unbiased and never negative.
+"""
+
+Weighting = Literal["dialogue", "turn", "token", "constant"]
+"""`dialogue`: every dialogue counts once, whatever its number of turns and tokens. `turn`: every reply counts once, so
+that longer dialogues count more. `token`: every token counts once, so that longer replies count more too; this is what
+the published training did (verl's token-mean). `constant`: tokens are summed and divided by the most that a dialogue
+can have, so that length neither helps nor hides (Dr. GRPO, arXiv 2503.20783)."""
 
 
 class Settings(BaseModel):
@@ -52,12 +69,18 @@ class DialogueSettings(Settings):
 class AlgorithmSettings(Settings):
     """How what was earned becomes what is learned."""
 
-    algo: Literal["grpo", "ppo"] = "grpo"
+    algo: Algorithm = "grpo"
+    """`grpo`, `rloo` and `dr-grpo` compare the rollouts of a profile with each other; `reinforce++` compares with the
+    whole batch; `ppo` (or `gae`) has a critic. See `train/advantages`."""
     credit: Credit = "turn"
-    """`terminal`: the final emotion is the reward of every token (RLVER, section 3). `turn`: the change of emotion
-    after each reply is its reward, and tokens get the discounted sum of what follows (arXiv 2603.06194)."""
+    """Which turns are paid for what: terminal, change, return or turn. See `train/credit.py`."""
     group: int = Field(4, ge=1)
-    """Rollouts of one profile a step; GRPO compares them with each other. PPO needs 1 and always uses 1."""
+    """Rollouts of one profile a step. PPO always uses 1; with 1, reinforce++ compares with the batch alone."""
+    zero_variance: Literal["keep", "skip", "refill"] = "keep"
+    """Groups whose rollouts all fared alike teach nothing. `keep` them in the batch, where only `kl` acts on them;
+    `skip` them in the update; or `refill` the batch with other profiles (dynamic sampling, arXiv 2503.14476)."""
+    refills: int = Field(2, ge=1)
+    """Most times that a step plays more dialogues to refill its batch."""
     epochs: int = Field(1, ge=1)
     """Passes over the dialogues of a step."""
     minibatches: int = Field(4, ge=1)
@@ -70,18 +93,61 @@ class AlgorithmSettings(Settings):
     """Share of their value to which the learning rates then fall, linearly, until the last step: a small policy wears
     off again what it has learned if they stay high. 1 keeps them."""
     gamma: float = Field(0.5, ge=0, le=1)
-    """Discount from one turn to the next for `turn` credit; `terminal` has none, nor have tokens of one turn."""
+    """Discount from one turn to the next for `return` and `turn` credit; tokens of one turn have none."""
     lam: float = Field(1.0, ge=0, le=1)
     """GAE's lambda from one turn to the next."""
     clip: float = Field(0.2, gt=0)
     """PPO's clip range of the probability ratio."""
-    value_clip: float = Field(0.5, gt=0)
-    """How far the critic's value may move from the one at sampling."""
+    clip_high: float | None = Field(None, gt=0)
+    """Its upper end, where it is another one: more than `clip` keeps entropy up ("clip-higher")."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Most times its advantage that a bad token may cost; off by default."""
+    value_clip: float | None = Field(0.5, gt=0)
+    """How far the critic's value may move from the one at sampling; null: as far as it likes."""
     kl: float = Field(0.05, ge=0)
-    """Weight of the divergence from the starting policy (k3 estimator) in the loss; it keeps replies fluent."""
+    """Weight of the divergence from the starting policy; it keeps replies fluent."""
+    kl_estimator: KlEstimator = "k3"
+    """k1, k2 or k3: see `KlEstimator` above."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Whether the divergence is a term of the loss, or is taken off the reward of each token."""
     entropy: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
+    imitation: float = Field(0.0, ge=0)
+    """Weight of the reward-weighted imitation of the batch's best dialogues (RLVER's auxiliary loss)."""
+    imitation_temperature: float = Field(0.2, gt=0)
+    """In units of reward: the smaller, the more the best alone are imitated."""
+    weighting: Weighting = "dialogue"
+    """What counts once in the loss: a dialogue, a turn, a token, or nothing (`constant`, the default of dr-grpo)."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Correct for a sampler that is not the trainer: tokens weigh their ratio of probabilities, at most this much.
+    Null: the sampler's log-probs are taken at their word, which they deserve if it is the built-in one in float32."""
     max_grad_norm: float = Field(1.0, gt=0)
+
+    @field_validator("algo", mode="before")
+    @classmethod
+    def _alias(cls, name: object) -> object:
+        return "ppo" if name == "gae" else name
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts per profile in a step."""
+        return 1 if self.algo == "ppo" else self.group
+
+
+class CurriculumSettings(Settings):
+    """Whom the policy meets when."""
+
+    curriculum: Literal["none", "adaptive", "schedule"] = "none"
+    """`none`: users of one type, profiles in turn. `adaptive`: the kinds of user whom the policy delights about half
+    the time, vanilla ones first. `schedule`: a share of challenging users for each step."""
+    curriculum_warmup: int = Field(4, ge=0)
+    """Steps in which `adaptive` draws evenly from vanilla users."""
+    curriculum_floor: float = Field(0.1, gt=0, le=1)
+    """Least weight of a kind of user in `adaptive`, so that none is forgotten and each can be found learnable."""
+    curriculum_memory: float = Field(0.7, ge=0, lt=1)
+    """How much of a success rate is kept when a step brings a new one."""
+    schedule: dict[int, float] | None = None
+    """Step -> share of challenging users from then on, straight lines between: {0: 0, 10: 0.5}."""
 
 
 class RunSettings(Settings):

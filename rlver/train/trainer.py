@@ -1,42 +1,45 @@
-"""The trainer: sample dialogues, ask the users how they felt, make what helped more likely. GRPO and PPO.
+"""The trainer: sample dialogues, ask the users how they felt, make what helped more likely.
 
-One step, top to bottom: play a batch of dialogues -> a sample of exact token ids for each -> rewards by turn ->
-advantages by token -> a few clipped updates. It differs from the textbook in three points. Rewards can be given
-where they were earned (`credit="turn"`): a terminal reward alone teaches a small policy to stop being generic and
-then stalls. Every dialogue weighs the same in the loss, however many turns or tokens it has. And whatever is drawn
-in a step is drawn from (seed, step), so that a run can be stopped anywhere and resumed to the same numbers.
+One step, top to bottom: meet users -> play a batch of dialogues -> a sample of exact token ids for each -> rewards by
+turn -> advantages by token -> a few clipped updates. It differs from the textbook in three points. Rewards can be given
+where they were earned (`credit`): a terminal reward alone teaches a small policy to stop being generic and then
+stalls. Every dialogue weighs the same in the loss, however many turns or tokens it has (`weighting` says otherwise).
+And whatever is drawn in a step is drawn from (seed, step), so that a run can be stopped anywhere and resumed to the
+same numbers.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlver.agents.base import SentientAgent
+from rlver.agents.base import SentientAgent, UserType
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
-from rlver.policies.local import LocalPolicy
-from rlver.rollout import play
-from rlver.stories.generate import generate
-from rlver.train.advantages.gae import gae, whiten
-from rlver.train.advantages.grpo import grpo_terminal, grpo_turns
+from rlver.policies.local import LocalPolicy, Trace
+from rlver.train.advantages.estimate import estimate
 from rlver.train.config import TrainConfig
-from rlver.train.credit import returns, turn_rewards
+from rlver.train.credit import turn_rewards
+from rlver.train.curriculum import Curriculum
+from rlver.train.groups import Group, play_groups
 from rlver.train.losses.entropy import entropy
-from rlver.train.losses.kl import kl_k3
+from rlver.train.losses.imitation import imitation_loss, imitation_weights
+from rlver.train.losses.kl import kl_divergence
+from rlver.train.losses.off_policy import importance
 from rlver.train.losses.policy import policy_loss
 from rlver.train.losses.value import value_loss
+from rlver.train.losses.weighting import token_weights
 from rlver.train.metrics import dialogue_metrics
 from rlver.train.models.critic import Critic, explained_variance, trainable
-from rlver.train.samples import Sample, collate, from_trace, hidden_states, micro_batches
+from rlver.train.samples import Batch, Sample, collate, from_trace, hidden_states, micro_batches
 
 _MAX_DIVERGENCE = 10.0
 """Largest estimate of the divergence at one token, in nats; k3 grows with the ratio of the probabilities itself."""
@@ -47,13 +50,19 @@ class Experience:
     """One dialogue, ready to learn from. Tensors are (T,): one entry per sampled token."""
 
     sample: Sample
+    old: Tensor
+    """Log-probs before the first update: the sampler's, or the trainer's where the sampler is corrected for."""
     reference: Tensor
     """Log-probs under the starting policy."""
+    importance: Tensor
+    """Weight that corrects for the sampler; ones where it is taken at its word."""
     advantages: Tensor
     values: Tensor
     """The critic's values at sampling; zeros without a critic."""
     returns: Tensor
     """The critic's targets."""
+    imitation: Tensor
+    """Weight in the imitation of good dialogues."""
 
 
 class Trainer:
@@ -64,12 +73,18 @@ class Trainer:
         config: TrainConfig,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        agent: SentientAgent,
+        agents: SentientAgent | Mapping[UserType, SentientAgent],
         profiles: Sequence[Profile] | None = None,
     ) -> None:
+        """Make ready to train.
+
+        Args:
+            agents: the simulated user, or one for each type of user that the curriculum draws.
+            profiles: those to train on; by default they are generated from the training stories.
+        """
         self.config = config
         self.model = model
-        self.agent = agent
+        self.agents = agents if isinstance(agents, Mapping) else {config.user: agents}
         self.preset = get_preset(config.preset)
         self.policy = LocalPolicy(
             model,
@@ -86,14 +101,19 @@ class Trainer:
             self.optimizers["critic_optimizer"] = torch.optim.AdamW(
                 trainable(self.critic), lr=config.critic_lr, weight_decay=0.0
             )
-        self._profiles = profiles
+        self.curriculum = Curriculum(config, profiles)
+        self._longest = self.preset.replies * config.max_tokens
+        self.traces: list[Trace] = []
+        """The dialogues of the last step as token ids."""
 
     def step(self, step: int) -> tuple[dict[str, float], list[Dialogue]]:
-        """Do step number `step` (from 0). Returns its metrics and the dialogues that it played."""
+        """Do step number `step` (from 0). Returns its metrics and the dialogues that it learned from."""
         config = self.config
-        dialogues, samples = self._play(step)
-        experiences, metrics = self._evaluate(dialogues, samples)
-        metrics |= dialogue_metrics(dialogues, [trace.replies for trace in self.policy.traces])
+        groups, metrics = self._play(step)
+        dialogues = [dialogue for group in groups for dialogue in group.dialogues]
+        self.traces = [trace for group in groups for trace in group.traces]
+        experiences, found = self._evaluate(dialogues, [from_trace(trace) for trace in self.traces])
+        metrics |= found | dialogue_metrics(dialogues, [trace.replies for trace in self.traces])
         for optimizer, lr in zip(self.optimizers.values(), (config.lr, config.critic_lr), strict=False):
             optimizer.param_groups[0]["lr"] = lr * config.rate(step)
         rng = random.Random(derive(config.seed, "minibatches", step))
@@ -111,78 +131,56 @@ class Trainer:
                 updates += 1
         return metrics | {name: value / updates for name, value in totals.items()}, dialogues
 
-    def _play(self, step: int) -> tuple[list[Dialogue], list[Sample]]:
-        """Play the dialogues of a step: `rollouts` of each profile, with the same user seed, one after another."""
+    def _play(self, step: int) -> tuple[list[Group], dict[str, float]]:
+        """Meet users and play the dialogues of a step, again until the batch is full if flat groups are refilled."""
         config = self.config
-        count = config.batch // config.rollouts
-        profiles = [p for p in self._draw(step, count) for _ in range(config.rollouts)]
-        users = [derive(config.seed, "user", step, i // config.rollouts) for i in range(len(profiles))]
+        groups: list[Group] = []
+        flat: list[Group] = []
+        wanted, met = config.batch // config.rollouts, 0
         self.model.eval()
-        dialogues = play(
-            profiles,
-            self.policy,
-            self.agent,
-            self.preset,
-            seed=derive(config.seed, "rollout", step),
-            user_seeds=users,
-        )
-        return dialogues, [from_trace(trace) for trace in self.policy.traces]
-
-    def _draw(self, step: int, count: int) -> list[Profile]:
-        """The profiles of a step: generated afresh, or the next ones of the given file in a shuffled order."""
-        if self._profiles is None:
-            return generate(self.config.language, "train", count, derive(self.config.seed, "profiles", step))
-        drawn = []
-        for number in range(step * count, (step + 1) * count):
-            epoch, at = divmod(number, len(self._profiles))
-            order = random.Random(derive(self.config.seed, "epoch", epoch)).sample(
-                range(len(self._profiles)), len(self._profiles)
+        for refill in range(1 + (config.refills if config.zero_variance == "refill" else 0)):
+            meetings = self.curriculum.draw(step, wanted - len(groups), refill)
+            place = (step, refill) if refill else (step,)
+            played = play_groups(
+                meetings, config.rollouts, self.policy, self.agents, self.preset, seed=config.seed, place=place
             )
-            drawn.append(self._profiles[order[at]])
-        return drawn
+            self.curriculum.observe([(group.meeting, group.dialogues) for group in played])
+            met += len(played)
+            flat += [group for group in played if not group.varies(config.credit)]
+            groups += [group for group in played if config.zero_variance == "keep" or group.varies(config.credit)]
+            if len(groups) == wanted:
+                break
+        metrics = {"zero_variance_groups": len(flat) / met} if config.rollouts > 1 else {}
+        # Where nobody teaches anything, the divergence is held down at least.
+        return groups or flat, metrics | self.curriculum.metrics()
 
     @torch.no_grad()
     def _evaluate(self, dialogues: list[Dialogue], samples: list[Sample]) -> tuple[list[Experience], dict[str, float]]:
-        """Reference log-probs, values and advantages of all tokens."""
+        """Log-probs, values and advantages of all tokens before the first update."""
         config = self.config
-        gamma = config.gamma if config.credit == "turn" else 1.0
+        sizes = [len(sample.trained) for sample in samples]
+        old, importances = [sample.logprobs for sample in samples], [torch.ones(size) for size in sizes]
+        values = [torch.zeros(size) for size in sizes]
+        reference = self._over(samples, lambda batch: self._logprobs(self.reference, batch))
+        if config.importance_cap is not None:
+            old = self._over(samples, lambda batch: self._logprobs(self.model, batch))
+            pairs = zip(old, samples, strict=True)
+            importances = [importance(p, sample.logprobs, config.importance_cap) for p, sample in pairs]
+        if self.critic is not None:
+            values = self._over(samples, self.critic)
+        penalties = None
+        if config.kl_in == "reward":
+            penalties = [config.kl * self._divergence(*pair) for pair in zip(old, reference, strict=True)]
         rewards = [turn_rewards(dialogue, config.credit) for dialogue in dialogues]
-        totals = [sum(reward) for reward in rewards]
-        groups = [totals[i : i + config.rollouts] for i in range(0, len(totals), config.rollouts)]
-        metrics = (
-            {"zero_variance_groups": sum(max(g) - min(g) < 1e-6 for g in groups) / len(groups)}
-            if config.rollouts > 1
-            else {}
-        )
-        reference: list[Tensor] = [torch.empty(0)] * len(samples)
-        values = [torch.zeros(len(sample.trained)) for sample in samples]
-        for part in micro_batches(samples, config.micro_tokens):
-            batch = collate([samples[i] for i in part], self.model.device)
-            sizes = [len(samples[i].trained) for i in part]
-            logprobs = self._log_softmax(self.reference, hidden_states(self.reference, batch))
-            for i, piece in zip(part, logprobs.gather(1, batch.targets[:, None]).squeeze(1).split(sizes), strict=True):
-                reference[i] = piece
-            if self.critic is not None:
-                for i, piece in zip(part, self.critic(batch).split(sizes), strict=True):
-                    values[i] = piece
-        if self.critic is None:
-            if config.credit == "terminal":
-                flat = grpo_terminal([d.reward for d in dialogues], config.rollouts)
-                by_turn = [[a] * len(d.turns) for a, d in zip(flat, dialogues, strict=True)]
-            else:
-                by_turn = grpo_turns([returns(reward, gamma) for reward in rewards], config.rollouts)
-            advantages = [torch.tensor(row)[sample.turns] for row, sample in zip(by_turn, samples, strict=True)]
-            targets = values
-        else:
-            pairs = [
-                gae(*_token_rewards(sample, reward, gamma, config.lam, value))
-                for sample, reward, value in zip(samples, rewards, values, strict=True)
-            ]
-            targets = [target for _, target in pairs]
+        advantages, targets = estimate(config, [sample.turns for sample in samples], rewards, values, penalties)
+        copying = imitation_weights(torch.tensor([d.reward for d in dialogues]), config.imitation_temperature)
+        imitations = [weight.expand(size) for weight, size in zip(copying, sizes, strict=True)]
+        metrics = {"tokens": float(sum(sizes))}
+        if self.critic is not None:
             metrics["explained_variance"] = explained_variance(torch.cat(values), torch.cat(targets))
-            sizes = [len(advantage) for advantage, _ in pairs]
-            advantages = list(whiten(torch.cat([advantage for advantage, _ in pairs])).split(sizes))
-        rows = zip(samples, reference, advantages, values, targets, strict=True)
+        if config.importance_cap is not None:
+            metrics["importance"] = float(torch.cat(importances).mean())
+        rows = zip(samples, old, reference, importances, advantages, values, targets, imitations, strict=True)
         return [Experience(*row) for row in rows], metrics
 
     def _update(self, experiences: list[Experience]) -> tuple[dict[str, float], float]:
@@ -190,6 +188,7 @@ class Trainer:
         config = self.config
         self.model.train()
         samples = [experience.sample for experience in experiences]
+        weights = token_weights([sample.turns for sample in samples], config.weighting, self._longest)
         totals: dict[str, float] = {}
         gap = 0.0
         for optimizer in self.optimizers.values():
@@ -197,30 +196,40 @@ class Trainer:
         for part in micro_batches(samples, config.micro_tokens):
             chosen = [experiences[i] for i in part]
             batch = collate([e.sample for e in chosen], self.model.device)
-            old, reference, advantages, values, targets = (
-                torch.cat(column).to(self.model.device)
-                for column in zip(
-                    *((e.sample.logprobs, e.reference, e.advantages, e.values, e.returns) for e in chosen), strict=True
-                )
-            )
-            # Every dialogue weighs the same: a token weighs one over the tokens of its dialogue.
-            weights = torch.cat([torch.full((len(s.trained),), 1 / len(s.trained)) for s in (e.sample for e in chosen)])
-            weights = weights.to(self.model.device) / len(experiences)
-            log_softmax = self._log_softmax(self.model, hidden_states(self.model, batch))
+
+            def column(of: Callable[[Experience], Tensor], chosen: list[Experience] = chosen) -> Tensor:
+                return torch.cat([of(e) for e in chosen]).to(self.model.device)
+
+            weight = torch.cat([weights[i] for i in part]).to(self.model.device)
+            log_softmax = self._log_softmax(self.model, batch)
             logprobs = log_softmax.gather(1, batch.targets[:, None]).squeeze(1)
-            surrogate, clipped = policy_loss(logprobs, old, advantages, config.clip)
-            # Cut: one token that the reference finds far likelier would else be the whole update.
-            divergence, spread = kl_k3(logprobs, reference).clamp(max=_MAX_DIVERGENCE), entropy(log_softmax)
-            loss = (weights * (surrogate + config.kl * divergence - config.entropy * spread)).sum()
-            loss.backward()
-            gap = max(gap, float((logprobs - old).detach().abs().max()))
+            surrogate, clipped = policy_loss(
+                logprobs,
+                column(lambda e: e.old),
+                column(lambda e: e.advantages),
+                config.clip,
+                config.clip_high,
+                config.dual_clip,
+            )
+            surrogate = column(lambda e: e.importance) * surrogate
+            divergence = self._divergence(logprobs, column(lambda e: e.reference))
+            spread = entropy(log_softmax if config.entropy else log_softmax.detach())
+            loss = surrogate - config.entropy * spread
             terms = {"loss": surrogate, "kl": divergence, "entropy": spread, "clip_fraction": clipped}
+            if config.kl_in == "loss":
+                loss = loss + config.kl * divergence
+            if config.imitation:
+                terms["imitation"] = imitation_loss(logprobs, column(lambda e: e.imitation))
+                loss = loss + config.imitation * terms["imitation"]
+            (weight * loss).sum().backward()
+            gap = max(gap, float((logprobs - column(lambda e: e.sample.logprobs)).detach().abs().max()))
             if self.critic is not None:
-                critic_loss = value_loss(self.critic(batch), values, targets, config.value_clip)
-                (weights * critic_loss).sum().backward()
-                terms["value_loss"] = critic_loss
+                terms["value_loss"] = value_loss(
+                    self.critic(batch), column(lambda e: e.values), column(lambda e: e.returns), config.value_clip
+                )
+                (weight * terms["value_loss"]).sum().backward()
             for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + float((weights * term.detach()).sum())
+                totals[name] = totals.get(name, 0.0) + float((weight * term.detach()).sum())
         totals["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
         if self.critic is not None:
             torch.nn.utils.clip_grad_norm_(trainable(self.critic), config.max_grad_norm)
@@ -228,17 +237,26 @@ class Trainer:
             optimizer.step()
         return totals, gap
 
-    def _log_softmax(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    def _divergence(self, logprobs: Tensor, reference: Tensor) -> Tensor:
+        """(N,) Cut: one token that the reference finds far likelier would else be the whole update."""
+        estimate = kl_divergence(logprobs, reference, self.config.kl_estimator)
+        return estimate.clamp(-_MAX_DIVERGENCE, _MAX_DIVERGENCE)
+
+    def _log_softmax(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """(N, vocabulary) log-probs at the temperature of sampling."""
-        return torch.log_softmax(model.get_output_embeddings()(hidden).float() / self.config.temperature, dim=-1)
+        logits = model.get_output_embeddings()(hidden_states(model, batch))
+        return torch.log_softmax(logits.float() / self.config.temperature, dim=-1)
 
+    def _logprobs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """(N,) log-probs of the trained tokens."""
+        return self._log_softmax(model, batch).gather(1, batch.targets[:, None]).squeeze(1)
 
-def _token_rewards(
-    sample: Sample, rewards: list[float], gamma: float, lam: float, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Spread the rewards of turns over tokens, as `gae` takes them: at each turn's last token, discounted after it."""
-    last = torch.ones(len(sample.turns), dtype=torch.bool)
-    last[:-1] = sample.turns[1:] != sample.turns[:-1]
-    paid = torch.where(last, torch.tensor(rewards)[sample.turns], 0.0)
-    ones = torch.ones(len(sample.turns))
-    return paid, values, torch.where(last, gamma, ones), torch.where(last, lam, ones)
+    def _over(self, samples: Sequence[Sample], ask: Callable[[Batch], Tensor]) -> list[Tensor]:
+        """What `ask` says of each batch (N,), sample by sample (T,)."""
+        found: list[Tensor] = [torch.empty(0)] * len(samples)
+        for part in micro_batches(samples, self.config.micro_tokens):
+            batch = collate([samples[i] for i in part], self.model.device)
+            pieces = ask(batch).cpu().split([len(samples[i].trained) for i in part])
+            for i, piece in zip(part, pieces, strict=True):
+                found[i] = piece
+        return found

@@ -21,7 +21,7 @@ from toys import (
     weights_of,
 )
 
-import rlver.train.trainer as trainer_module
+import rlver.train.advantages.estimate as estimate_module
 from rlver.core.dialogue import StopReason
 from rlver.stories.generate import generate
 from rlver.train.credit import returns, turn_rewards
@@ -190,8 +190,8 @@ def test_ppo_discounts_turns_and_not_tokens(
         calls.append((tensors[1], *found))
         return found
 
-    real = trainer_module.gae
-    monkeypatch.setattr(trainer_module, "gae", spy)
+    real = estimate_module.gae
+    monkeypatch.setattr(estimate_module, "gae", spy)
     trainer = make(speakers, words, algo="ppo", credit=credit, lam=lam, gamma=0.5, critic_lr=1e-2)
     trainer.step(0)
     calls.clear()

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rlver.train.settings import KlEstimator
 
-def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Unbiased, never negative estimate of KL(policy || reference): r - 1 - log r with r = reference / policy."""
+
+def kl_divergence(logprobs: Tensor, reference: Tensor, estimator: KlEstimator = "k3") -> Tensor:
+    """The estimate at each token, in nats."""
     log_ratio = reference - logprobs
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return 0.5 * log_ratio**2
     return log_ratio.exp() - 1 - log_ratio

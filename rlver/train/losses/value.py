@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 
-def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> Tensor:
     """Half the squared error of the critic; a value that moved more than `clip` earns nothing by it."""
+    error = (values - returns) ** 2
+    if clip is None:
+        return 0.5 * error
     moved = old + (values - old).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values - returns) ** 2, (moved - returns) ** 2)
+    return 0.5 * torch.maximum(error, (moved - returns) ** 2)

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from rlver.agents import EmbeddedAgent
+from rlver.agents.base import SentientAgent, UserType
 from rlver.core.errors import RlverError
 from rlver.core.jsonl import read_objects
 from rlver.core.profile import Profile, read_profiles
@@ -69,13 +70,15 @@ def run(
     start_from = folder / "base"
     source = start_from if resume and start_from.is_dir() else base
     model, tokenizer = load_model(source)
-    agent = EmbeddedAgent(config.language, config.user, "train")
+    types = [config.user] if config.curriculum == "none" else get_args(UserType)
+    agents: dict[UserType, SentientAgent] = {user: EmbeddedAgent(config.language, user, "train") for user in types}
+    identity = " + ".join(agent.identity for agent in agents.values())
     profiles = profiles_of(config)
     facts: dict[str, Any] = {
         "version": version(),
         "think": config.think,
         "language": config.language,
-        "user": agent.identity,
+        "user": identity,
         "preset": config.preset,
         "prompt": None,
         "algo": config.algo,
@@ -84,7 +87,7 @@ def run(
         "max_tokens": config.max_tokens,
         "temperature": config.temperature,
     }
-    trainer = Trainer(config, model, tokenizer, agent, profiles)
+    trainer = Trainer(config, model, tokenizer, agents, profiles)
     facts["prompt"] = trainer.policy.prompt_hash
     if source is base:
         save_policy(start_from, model, tokenizer, facts | {"algo": None})
@@ -110,8 +113,7 @@ def run(
                 seconds = time.perf_counter() - began
                 number = step + 1
                 _append(folder / "metrics.jsonl", {"step": number, **metrics})
-                tokens = sum(len(reply.ids) for trace in trainer.policy.traces for reply in trace.replies)
-                timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+                timing = {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
                 _append(folder / "timing.jsonl", {"step": number, **timing})
                 for name, value in (metrics | timing).items():
                     writer.add_scalar(name, value, number)
@@ -120,7 +122,7 @@ def run(
                         transcript = record(
                             dialogue,
                             policy=f"step-{number}",
-                            user=agent.identity,
+                            user=identity,
                             prompt=facts["prompt"],
                             seed=config.seed,
                         )
