@@ -129,7 +129,7 @@ def test_samples_follow_the_distribution(model: Any, tokenizer: Any) -> None:
     sampler = Sampler(model, rows)
     uniforms = ((torch.arange(rows) + 0.5) / rows)[:, None]
     logits = plain_logits(model, context)[-1].expand(rows, -1)
-    drawn = sampler.sample(range(rows), logits, uniforms, tokenizer.eos_token_id, 1.0)
+    drawn = sampler.sample(range(rows), logits, uniforms, {tokenizer.eos_token_id}, 1.0)
     counts = torch.bincount(torch.tensor([row.ids[0] for row in drawn]), minlength=len(probabilities))
     assert (counts / rows - probabilities).abs().max() < 2 / rows
 

@@ -23,6 +23,8 @@ from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
+from rlver.policies.decoder import make_logits
+from rlver.policies.exact import check_trace
 from rlver.policies.local import LocalPolicy
 from rlver.rollout import play
 from rlver.stories.generate import generate
@@ -83,6 +85,7 @@ class Trainer:
                 trainable(self.critic), lr=config.critic_lr, weight_decay=0.0
             )
         self._profiles = profiles
+        self._checked = False
 
     def step(self, step: int) -> tuple[dict[str, float], list[Dialogue]]:
         """Do step number `step` (from 0). Returns its metrics and the dialogues that it played."""
@@ -122,6 +125,10 @@ class Trainer:
             seed=derive(config.seed, "rollout", step),
             user_seeds=users,
         )
+        if not self._checked:
+            for dialogue, trace in zip(dialogues, self.policy.traces, strict=True):
+                check_trace(self.policy.chat, dialogue, trace)
+            self._checked = True
         return dialogues, [from_trace(trace) for trace in self.policy.traces]
 
     def _draw(self, step: int, count: int) -> list[Profile]:
@@ -226,7 +233,7 @@ class Trainer:
 
     def _log_softmax(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """(N, vocabulary) log-probs at the temperature of sampling."""
-        return torch.log_softmax(model.get_output_embeddings()(hidden).float() / self.config.temperature, dim=-1)
+        return torch.log_softmax(make_logits(model, hidden).float() / self.config.temperature, dim=-1)
 
 
 def _token_rewards(
