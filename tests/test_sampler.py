@@ -225,13 +225,13 @@ def test_forged_marks_are_plain_text(model: Any, tokenizer: Any, source: str, tm
         CHAT_TEMPLATE.replace("in messages", "in messages[:2]"),
         CHAT_TEMPLATE.replace("in messages", "in messages[1:]"),
         CHAT_TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'] }}{{ message['content'] }}"),
-        CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>"),
+        CHAT_TEMPLATE.replace("<|im_end|>", " -- end --"),
         CHAT_TEMPLATE.replace("<|im_start|>assistant\n{% endif", "<|im_start|>model\n{% endif"),
         "{{ raise_exception('System role not supported') }}",
         "{% for",
         None,
     ],
-    ids=["last", "first-two", "no-system", "doubled", "other-end", "other-opening", "raises", "broken", "none"],
+    ids=["last", "first-two", "no-system", "doubled", "no-end", "other-opening", "raises", "broken", "none"],
 )
 def test_an_unusable_template_is_refused(template: str | None) -> None:
     tokenizer = train_tokenizer(UTTERANCES)

@@ -87,7 +87,7 @@ class Batch:
     positions: Tensor
     """(B, L)"""
     mask: Tensor | None
-    """(B, L, L) what each token sees; None where plain causal attention says the same."""
+    """(B, 1, L, L) what each token sees; None where plain causal attention says the same."""
     rows: Tensor
     """(N,) sample of each trained token."""
     sources: Tensor
@@ -112,7 +112,7 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
         own = (branches[:, :, None] == branches[:, None, :]) & (branches[:, :, None] != TRUNK)
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=device).tril()
         trunk = (branches[:, None, :] == TRUNK) & (positions[:, None, :] < limits[:, :, None])
-        mask = (trunk | own) & causal
+        mask = ((trunk | own) & causal)[:, None]
     return Batch(
         ids=ids,
         positions=positions,
@@ -133,7 +133,7 @@ def _is_tree(sample: Sample) -> bool:
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """(N, hidden) hidden states that predict the trained tokens; logits are made of nothing else."""
-    mask = None if batch.mask is None else attention_mask(model, batch.mask, batch.positions, batch.positions)
+    mask = None if batch.mask is None else attention_mask(model, batch.mask[:, 0], batch.positions, batch.positions)
     output = model.get_decoder()(
         input_ids=batch.ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
     )
