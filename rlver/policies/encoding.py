@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 _BRACKETED = r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]"
 _SPACES = "\u2581\u0120"
 """How SentencePiece and byte-level vocabularies write a space."""
+_ELSE = ("a", "\n", "0", "\u3002")
+"""What a text is encoded behind where it would melt into the text before it."""
 
 
 class Encoder:
@@ -39,8 +41,11 @@ class Encoder:
         """Ids of a template's text; marks in it are marks. `after` is what stands before it."""
         if not after or not self._sets_space:
             return self._encode(text)
-        before, both = self._encode(after), self._encode(after + text)
-        return both[len(before) :] if both[: len(before)] == before else self._encode(text)
+        for context in (after, *_ELSE):
+            before, both = self._encode(context), self._encode(context + text)
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._encode(text)
 
     def words(self, text: str, after: str = "") -> list[int]:
         """Ids of somebody's words behind a template's text `after`. Marks in them are plain text.
@@ -72,7 +77,7 @@ class Encoder:
         ids: list[int] = []
         for part in parts:
             ids += self.template(part, after)
-            after = "a"
+            after = _ELSE[0]
         return ids
 
     def _encode(self, text: str) -> list[int]:
