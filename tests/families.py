@@ -217,7 +217,7 @@ _SCALED = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-_WINDOWS = {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_WINDOWS = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
 FAMILIES = {
     "qwen2.5": Family(CHATML, _chatml, "<|im_end|>", "Qwen2", {}),
@@ -226,7 +226,7 @@ FAMILIES = {
         _chatml,
         "<|im_end|>",
         "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
+        {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
     ),
     "qwen3": Family(
         QWEN3, lambda: _chatml("<think>", "</think>", "<tool_call>"), "<|im_end|>", "Qwen3", {"head_dim": 12}
@@ -241,7 +241,7 @@ FAMILIES = {
     ),
     "gemma3": Family(GEMMA3, _gemma, "<end_of_turn>", "Gemma3", {"head_dim": 12, **_WINDOWS}),
     "mistral": Family(
-        MISTRAL, lambda: _mistral("first", "[INST]", "[/INST]"), "</s>", "Mistral", {"sliding_window": 40}
+        MISTRAL, lambda: _mistral("first", "[INST]", "[/INST]"), "</s>", "Mistral", {"sliding_window": 12}
     ),
     "mistral-old": Family(MISTRAL_OLD, lambda: _mistral("legacy"), "</s>", "Mistral", {"sliding_window": None}),
     "mistral-unigram": Family(MISTRAL, lambda: _mistral("unigram", "[INST]", "[/INST]"), "</s>", "Mixtral", {}),

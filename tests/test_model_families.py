@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, make_model, make_tokenizer
+from families import make_model, make_tokenizer
 from torch import Tensor
 
 from rlver.core.dialogue import Dialogue, Reaction
@@ -80,7 +80,7 @@ def plain_logprobs(model: Any, trace: Trace, temperature: float = 1.0) -> list[T
 @families
 @modes
 def test_logprobs_of_sampling_and_training_are_those_of_the_model(bodies: Any, name: str, think: bool) -> None:
-    model, tokenizer = bodies[name]
+    model, _ = bodies[name]
     policy = local(bodies[name], think, temperature=0.8)
     dialogues, traces = talk(policy)
     samples = [from_trace(trace) for trace in traces]
@@ -89,7 +89,7 @@ def test_logprobs_of_sampling_and_training_are_those_of_the_model(bodies: Any, n
         logits = make_logits(model, hidden_states(model, batch))
     trained = torch.log_softmax(logits / 0.8, -1).gather(1, batch.targets[:, None])[:, 0]
     window = getattr(model.config, "sliding_window", None)
-    assert not window or all(trace.replies[0].start > 2 * window for trace in traces), "no window was ever crossed"
+    assert not window or all(trace.replies[-1].start > 2 * window for trace in traces), "no window was ever crossed"
     plain = [plain_logprobs(model, trace, 0.8) for trace in traces]
     for trace, expected in zip(traces, plain, strict=True):
         assert len(trace.replies) >= 2
@@ -219,7 +219,7 @@ def test_a_mask_that_forgets_the_window_is_found(bodies: Any, name: str, monkeyp
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
-        ("Mamba", {"num_hidden_layers": 1, "state_size": 4}, "mamba.*turn by turn"),
+        ("Mamba", {"num_hidden_layers": 1, "state_size": 4}, "layers of kind mamba"),
         ("Bloom", {"n_layer": 1, "n_head": 2}, "bloom.*turn by turn"),
         ("Qwen3Next", {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}, "linear"),
     ],
@@ -235,7 +235,7 @@ def test_an_architecture_that_we_cannot_sample_from_is_refused(kind: str, option
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("Cohere", {"logit_scale": 0.3}), ("Granite", {"logits_scaling": 5.0}), ("GPT2", {}), ("Phi3", {}), ("Olmo2", {})],
+    [("Cohere", {"logit_scale": 0.3}), ("Granite", {"logits_scaling": 5.0}), ("Phi3", {}), ("Olmo2", {})],
 )
 def test_other_decoders_are_sampled_exactly_too(kind: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
