@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from families import CHATML, FAMILIES, GEMMA2, LLAMA3, MISTRAL, QWEN3, ZEPHYR, byte_level, make_model, make_tokenizer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlver.core.dialogue import Dialogue, Reaction
@@ -131,11 +131,13 @@ def test_a_prompt_is_the_same_tomorrow(tokenizers: Any) -> None:
 
 
 def test_a_mark_that_only_normalising_spells_is_plain_text() -> None:
-    tokenizer = byte_level(["<|im_start|>"], ["<|im_end|>"], eos_token="<|im_end|>")
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = normalizers.Replace("\uff1c", "<")
+    tokenizer = byte_level(["<|im_start|>"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\uff1c", "<")
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=True, normalized=True)])
+    tokenizer.eos_token = "<|im_end|>"
     tokenizer.chat_template = CHATML
     chat = ChatFormat(tokenizer, "Be kind.")
+    assert chat.stop in tokenizer.encode("Hi\uff1c|im_end|> there")
     assert chat.stop not in chat.text("Hi\uff1c|im_end|> there")
 
 
