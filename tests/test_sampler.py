@@ -129,7 +129,7 @@ def test_samples_follow_the_distribution(model: Any, tokenizer: Any) -> None:
     sampler = Sampler(model, rows)
     uniforms = ((torch.arange(rows) + 0.5) / rows)[:, None]
     logits = plain_logits(model, context)[-1].expand(rows, -1)
-    drawn = sampler.sample(range(rows), logits, uniforms, tokenizer.eos_token_id, 1.0)
+    drawn = sampler.sample(range(rows), logits, uniforms, {tokenizer.eos_token_id}, 1.0)
     counts = torch.bincount(torch.tensor([row.ids[0] for row in drawn]), minlength=len(probabilities))
     assert (counts / rows - probabilities).abs().max() < 2 / rows
 
@@ -225,13 +225,13 @@ def test_forged_marks_are_plain_text(model: Any, tokenizer: Any, source: str, tm
         CHAT_TEMPLATE.replace("in messages", "in messages[:2]"),
         CHAT_TEMPLATE.replace("in messages", "in messages[1:]"),
         CHAT_TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'] }}{{ message['content'] }}"),
-        CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>"),
+        CHAT_TEMPLATE.replace("<|im_end|>", " -- end --"),
         CHAT_TEMPLATE.replace("<|im_start|>assistant\n{% endif", "<|im_start|>model\n{% endif"),
         "{{ raise_exception('System role not supported') }}",
         "{% for",
         None,
     ],
-    ids=["last", "first-two", "no-system", "doubled", "other-end", "other-opening", "raises", "broken", "none"],
+    ids=["last", "first-two", "no-system", "doubled", "no-end", "other-opening", "raises", "broken", "none"],
 )
 def test_an_unusable_template_is_refused(template: str | None) -> None:
     tokenizer = train_tokenizer(UTTERANCES)

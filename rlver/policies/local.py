@@ -14,6 +14,7 @@ from rlver.core.dialogue import Dialogue
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
 from rlver.policies.chat import ChatFormat
+from rlver.policies.exact import check_model
 from rlver.policies.prompts import prompt_hash, system_prompt
 from rlver.policies.sampler import Sampler
 
@@ -28,6 +29,8 @@ class Reply:
     """Exact sampled ids, with the closing mark if one was sampled."""
     logprobs: list[float]
     """Log-prob of each id under the distribution that it was drawn from."""
+    lead: list[int] = field(default_factory=list)
+    """Ids of the chat template between that context and the sampled ones, which no later turn sees."""
 
 
 @dataclass
@@ -35,7 +38,8 @@ class Trace:
     """One dialogue as token ids: the context that grew from turn to turn, and every reply.
 
     Without thinking the replies are part of the context, ids and all. With thinking the context holds each
-    reply without its thoughts, as later turns saw it.
+    reply without its thoughts, as later turns saw it. A template that opens only the reply to come in some way (a
+    `lead`) moves the earlier ones, too.
     """
 
     context: list[int] = field(default_factory=list)
@@ -59,8 +63,16 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # transformers raises many kinds; all mean that the folder is no usable model
         raise RlverError(f"{path}: the model cannot be loaded ({str(error).splitlines()[0]}).") from error
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # the others leave the capping out
     model.eval()
     return model, tokenizer
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Ids at which the model's own generation would stop, one or several."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else [int(end) for end in ends]
 
 
 class LocalPolicy:
@@ -78,7 +90,8 @@ class LocalPolicy:
         temperature: float = 1.0,
     ) -> None:
         self.model = model
-        self.chat = ChatFormat(tokenizer, system_prompt(language, think))
+        self.chat = ChatFormat(tokenizer, system_prompt(language, think), think, end_tokens(model))
+        check_model(model)
         self.spec = spec
         self.think = think
         self.prompt_hash = prompt_hash(language, think)
@@ -99,11 +112,11 @@ class LocalPolicy:
         chunks = [self._chunk(index) for index in active]
         logits = self._sampler.feed(active, chunks)
         uniforms = torch.stack([self._draw(index) for index in active]).to(logits.device)
-        sampled = self._sampler.sample(active, logits, uniforms, self.chat.stop, self.temperature)
+        sampled = self._sampler.sample(active, logits, uniforms, self.chat.stops, self.temperature)
         texts = []
         for index, (ids, logprobs) in zip(active, sampled, strict=True):
             trace = self.traces[index]
-            trace.replies.append(Reply(len(trace.context), ids, logprobs))
+            trace.replies.append(Reply(len(trace.context), ids, logprobs, self.chat.lead))
             texts.append(self.chat.decode(ids))
         return texts
 
@@ -115,20 +128,17 @@ class LocalPolicy:
             chunk = self.chat.opening(messages[0].content)
         else:
             last = trace.replies[-1]
-            if self.think:
-                # Later turns see the reply without the thinking: go back to before it and say the reply alone.
+            chunk = self.chat.reply(messages[-2].content) if self.think else self.chat.closed(last.ids)
+            fed = len(last.ids) - 1
+            if self.think or last.lead:
+                # Later turns see the reply alone: go back to before what led to it.
                 self._sampler.rewind(index, len(trace.context))
-                chunk = self.chat.text(messages[-2].content)
                 fed = 0
-            else:
-                chunk, fed = list(last.ids), len(last.ids) - 1
-            if not chunk or chunk[-1] != self.chat.stop:
-                chunk.append(self.chat.stop)
             chunk += self.chat.turn(messages[-1].content)
             trace.context += chunk[:fed]
             chunk = chunk[fed:]
         trace.context += chunk
-        return chunk
+        return chunk + self.chat.lead
 
     def _draw(self, index: int) -> torch.Tensor:
         turn = len(self.traces[index].replies)

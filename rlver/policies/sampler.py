@@ -6,12 +6,15 @@ one preallocated cache, and the attention mask says what each query may see. Not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+
+from rlver.core.errors import RlverError
+from rlver.policies.decoder import attention_mask, make_logits, position_limit
 
 
 class Sampled(NamedTuple):
@@ -91,7 +94,9 @@ class Sampler:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._device = model.device
         like = torch.empty(0, dtype=model.dtype, device=self._device)
-        self._cache = RaggedCache(config.num_hidden_layers, rows, config.num_key_value_heads, size, like)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self._cache = RaggedCache(config.num_hidden_layers, rows, heads, size, like)
+        self._limit = position_limit(config)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=self._device)
         """Tokens that each row holds."""
 
@@ -107,22 +112,23 @@ class Sampler:
         for i, chunk in enumerate(chunks):
             ids[i, : len(chunk)] = torch.as_tensor(chunk)
         hidden = self._forward(rows, ids.to(self._device), sizes)
-        return self._logits(hidden[torch.arange(len(rows)), sizes - 1])
+        return make_logits(self.model, hidden[torch.arange(len(rows)), sizes - 1])
 
     @torch.no_grad()
     def sample(
-        self, rows: Sequence[int], logits: Tensor, uniforms: Tensor, stop: int, temperature: float
+        self, rows: Sequence[int], logits: Tensor, uniforms: Tensor, stops: Collection[int], temperature: float
     ) -> list[Sampled]:
-        """Continue each row until the stop token or `uniforms.shape[1]` tokens.
+        """Continue each row until a token of `stops` or `uniforms.shape[1]` tokens.
 
         Args:
             logits: (A, vocabulary), as `feed` returned them.
             uniforms: (A, most new tokens) numbers in [0, 1), drawn by the caller: token k of a row is where the
                 cumulative distribution passes its k-th number, so that a row's text depends on its seed alone.
-            stop: id of the token that ends a reply.
+            stops: ids of the tokens that end a reply.
             temperature: > 0 divides the logits; 0 takes the likeliest token.
         """
         done = [Sampled([], []) for _ in rows]
+        ends = torch.tensor(sorted(stops), device=self._device)
         at_work = list(range(len(rows)))
         going = torch.ones(len(rows), dtype=torch.bool, device=self._device)
         for step in range(uniforms.shape[1]):
@@ -131,7 +137,7 @@ class Sampler:
                 if g:
                     done[i].ids.append(t)
                     done[i].logprobs.append(p)
-            going &= token != stop
+            going &= ~torch.isin(token, ends)
             left = int(going.sum())
             if left == 0 or step + 1 == uniforms.shape[1]:
                 break
@@ -140,7 +146,7 @@ class Sampler:
                 at_work = [i for i, g in zip(at_work, going.tolist(), strict=True) if g]
                 token, going = token[going], going[going]
             hidden = self._forward([rows[i] for i in at_work], token[:, None], going.long())
-            logits = self._logits(hidden[:, 0])
+            logits = make_logits(self.model, hidden[:, 0])
         return done
 
     def _forward(self, rows: Sequence[int], ids: Tensor, sizes: Tensor) -> Tensor:
@@ -149,21 +155,24 @@ class Sampler:
         n = torch.arange(ids.shape[1], device=self._device)
         start = self.lengths[at]
         visible = int(start.max()) + ids.shape[1]
+        if self._limit and visible > self._limit:
+            raise RlverError(
+                f"{self.model.name_or_path}: a dialogue of {visible} tokens is longer than the {self._limit} that its "
+                "position embeddings hold for without being rescaled; take shorter replies or fewer turns."
+            )
         self._cache.arrange(rows, int(self.lengths.max()))
         self._cache.reserve(visible + 1)
         position = start[:, None] + n
         # Padding is written to the last slot, which no query ever sees.
         written = torch.where(n < sizes[:, None], position, self._cache.slots - 1)
-        mask = (torch.arange(visible, device=self._device) <= position[:, :, None])[:, None]
+        slots = torch.arange(visible, device=self._device)
+        mask = attention_mask(self.model, slots <= position[:, :, None], position, slots)
         self._cache.prepare(written, visible)
         output = self.model.get_decoder()(
             input_ids=ids, position_ids=position, attention_mask=mask, past_key_values=self._cache, use_cache=True
         )
         self.lengths[at] += sizes
         return output.last_hidden_state
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)
 
 
 def _choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

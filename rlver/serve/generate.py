@@ -34,8 +34,8 @@ class Generator:
         chat = self._chat(system)
         ids = chat.opening(talk[0][1])
         for (_, reply), (_, said) in zip(talk[1::2], talk[2::2], strict=True):
-            ids += [*chat.text(reply), chat.stop, *chat.turn(said)]
-        return ids
+            ids += [*chat.reply(reply), *chat.turn(said)]
+        return ids + chat.lead
 
     def stream(self, ids: list[int], max_tokens: int, temperature: float, seed: int) -> Iterator[Piece]:
         """Sample an answer. One at a time: others wait."""
@@ -45,19 +45,20 @@ class Generator:
             draws = torch.rand((1, max_tokens), generator=torch.Generator().manual_seed(seed)).to(logits.device)
             told = Teller(self.policy.think)
             sampled: list[int] = []
-            stop = self.policy.chat.stop
+            stops = self.policy.chat.stops
             for step in range(max_tokens):
-                (chosen,) = sampler.sample([0], logits, draws[:, step : step + 1], stop, temperature)
+                (chosen,) = sampler.sample([0], logits, draws[:, step : step + 1], stops, temperature)
                 sampled += chosen.ids
-                if sampled[-1] == stop or step + 1 == max_tokens:
+                if sampled[-1] in stops or step + 1 == max_tokens:
                     break
                 # A character may be spread over tokens: half of one is not told.
                 text = self.policy.chat.decode(sampled)
                 if not text.endswith("\ufffd"):
                     yield from told.tell(text, len(sampled))
                 logits = sampler.feed([0], [chosen.ids])
-            finish = "stop" if sampled[-1] == stop else "length"
+            finish = "stop" if sampled[-1] in stops else "length"
             yield from told.tell(self.policy.chat.decode(sampled), len(sampled), finish)
 
     def _chat(self, system: str) -> ChatFormat:
-        return self.policy.chat if system == self._system else ChatFormat(self.policy.chat.tokenizer, system)
+        chat = self.policy.chat
+        return chat if system == self._system else ChatFormat(chat.tokenizer, system, self.policy.think, chat.stops)

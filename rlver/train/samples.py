@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlver.policies.decoder import attention_mask
 from rlver.policies.local import Trace
 
 TRUNK = -1
@@ -50,7 +51,7 @@ def from_trace(trace: Trace) -> Sample:
     """The sample of a dialogue that a local policy sampled."""
     last = trace.replies[-1]
     # The last reply was never fed back, and with thinking no reply is part of the context as it was sampled.
-    inline = all(trace.context[r.start : r.start + len(r.ids)] == r.ids for r in trace.replies[:-1])
+    inline = all(not r.lead and trace.context[r.start : r.start + len(r.ids)] == r.ids for r in trace.replies[:-1])
     ids = list(trace.context)
     positions = list(range(len(ids)))
     branches = [TRUNK] * len(ids)
@@ -62,13 +63,14 @@ def from_trace(trace: Trace) -> Sample:
         if inline and reply is not last:
             first = reply.start
         else:
-            first = len(ids)
-            ids += reply.ids
-            positions += range(reply.start, reply.start + len(reply.ids))
-            branches += [turn] * len(reply.ids)
-            limits += [reply.start] * len(reply.ids)
+            branch = reply.lead + reply.ids
+            first = len(ids) + len(reply.lead)
+            ids += branch
+            positions += range(reply.start, reply.start + len(branch))
+            branches += [turn] * len(branch)
+            limits += [reply.start] * len(branch)
         trained += range(first, first + len(reply.ids))
-        sources += [reply.start - 1, *range(first, first + len(reply.ids) - 1)]
+        sources += [first - 1 if reply.lead else reply.start - 1, *range(first, first + len(reply.ids) - 1)]
         turns += [turn] * len(reply.ids)
     logprobs = [p for reply in trace.replies for p in reply.logprobs]
     columns = (ids, positions, branches, limits, trained, sources, turns)
@@ -131,8 +133,9 @@ def _is_tree(sample: Sample) -> bool:
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """(N, hidden) hidden states that predict the trained tokens; logits are made of nothing else."""
+    mask = None if batch.mask is None else attention_mask(model, batch.mask[:, 0], batch.positions, batch.positions)
     output = model.get_decoder()(
-        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
+        input_ids=batch.ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
     )
     return output.last_hidden_state[batch.rows, batch.sources]
 

@@ -24,6 +24,8 @@ from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
+from rlver.policies.decoder import make_logits
+from rlver.policies.exact import check_trace
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.train.advantages.estimate import estimate
 from rlver.train.config import TrainConfig
@@ -111,7 +113,10 @@ class Trainer:
         config = self.config
         groups, metrics = self._play(step)
         dialogues = [dialogue for group in groups for dialogue in group.dialogues]
-        self.traces = [trace for group in groups for trace in group.traces]
+        first, self.traces = not self.traces, [trace for group in groups for trace in group.traces]
+        if first:  # once a run: the ids of the talks are what was said, and what the template says
+            for dialogue, trace in zip(dialogues, self.traces, strict=True):
+                check_trace(self.policy.chat, dialogue, trace)
         experiences, found = self._evaluate(dialogues, [from_trace(trace) for trace in self.traces])
         metrics |= found | dialogue_metrics(dialogues, [trace.replies for trace in self.traces])
         for optimizer, lr in zip(self.optimizers.values(), (config.lr, config.critic_lr), strict=False):
@@ -244,7 +249,7 @@ class Trainer:
 
     def _log_softmax(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """(N, vocabulary) log-probs at the temperature of sampling."""
-        logits = model.get_output_embeddings()(hidden_states(model, batch))
+        logits = make_logits(model, hidden_states(model, batch))
         return torch.log_softmax(logits.float() / self.config.temperature, dim=-1)
 
     def _logprobs(self, model: PreTrainedModel, batch: Batch) -> Tensor:

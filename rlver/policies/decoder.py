@@ -1,0 +1,61 @@
+"""What differs between architectures when the decoder is driven by hand: attention masks and the way to logits."""
+
+from __future__ import annotations
+
+from torch import Tensor, finfo, tanh, where
+from transformers import PreTrainedConfig, PreTrainedModel
+
+SLIDING = "sliding_attention"
+LAYERS = {"full_attention", SLIDING}
+"""Kinds of layers that `attention_mask` knows."""
+
+
+def make_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """(..., vocabulary) logits of last hidden states (..., hidden), as the model's own forward pass makes them."""
+    config = model.config
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if scale := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        logits = tanh(logits / cap) * cap
+    return logits
+
+
+def attention_mask(model: PreTrainedModel, seen: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
+    """What a decoder takes as `attention_mask`, for all kinds of its layers.
+
+    Args:
+        seen: (A, n, m) whether a query may see a key where attention reaches all the way back.
+        queries: (A, n) positions of the queries.
+        keys: (A, m) or (m,) positions of the keys: layers with a window see only what lies less than it behind.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    layers = getattr(model.config, "layer_types", None)
+    if not window or (layers and SLIDING not in layers):
+        return _as_taken(model, seen)
+    near = seen & (queries[:, :, None] - keys[..., None, :] < window)
+    if not layers:
+        return _as_taken(model, near)
+    return {"full_attention": _as_taken(model, seen), SLIDING: _as_taken(model, near)}
+
+
+def position_limit(config: PreTrainedConfig) -> int | None:
+    """Most tokens of a context where rotary embeddings change with its length: the cache would hold stale ones."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
+
+
+def _as_taken(model: PreTrainedModel, seen: Tensor) -> Tensor:
+    """(A, 1, n, m): booleans for SDPA; eager attention adds the mask to its scores."""
+    mask = seen[:, None]
+    if model.config._attn_implementation != "eager":
+        return mask
+    return where(mask, 0.0, finfo(model.dtype).min).to(model.dtype)

@@ -1,0 +1,53 @@
+"""One training step of models of other families: sampler and trainer agree, and the ids are checked once a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from families import make_model, make_tokenizer
+from toys import Toy, algos, configure
+
+from rlver.core.errors import RlverError
+from rlver.train.trainer import Trainer
+
+
+@algos
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma2", "mistral"])
+def test_sampler_and_trainer_agree(name: str, algo: Any) -> None:
+    tokenizer = make_tokenizer(name)
+    model = make_model(name, tokenizer)
+    trainer = Trainer(configure(algo=algo, lr=1e-3), model, tokenizer, Toy())
+    before = next(model.parameters()).detach().clone()
+    metrics, dialogues = trainer.step(0)
+    assert metrics["logprob_gap"] < 1e-4
+    assert max(len(dialogue.turns) for dialogue in dialogues) >= 3
+    assert not before.equal(next(model.parameters()))
+
+
+def test_the_ids_of_dialogues_are_checked_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer("qwen3")
+    trainer = Trainer(configure(), make_model("qwen3", tokenizer), tokenizer, Toy())
+    calls: list[str] = []
+    opening = trainer.policy.chat.opening
+    monkeypatch.setattr(trainer.policy.chat, "opening", lambda words: calls.append(words) or opening(words))
+    dialogues, _ = trainer._play(0)
+    opened = len(calls)
+    assert opened == 2 * len(dialogues), "once to be sampled, once to be checked"
+    trainer._play(1)
+    assert len(calls) == opened + len(dialogues)
+
+
+def test_dialogues_whose_ids_are_not_what_was_sampled_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer("mistral")
+    trainer = Trainer(configure(), make_model("mistral", tokenizer), tokenizer, Toy())
+    reply = trainer.policy.reply
+
+    def careless(active: Any) -> Any:
+        texts = reply(active)
+        trainer.policy.traces[active[0]].context[0] += 1
+        return texts
+
+    monkeypatch.setattr(trainer.policy, "reply", careless)
+    with pytest.raises(RlverError, match="some/mistral: with its chat template, turn 1 of a dialogue was not sampled"):
+        trainer.step(0)
