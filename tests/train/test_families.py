@@ -31,10 +31,10 @@ def test_the_ids_of_dialogues_are_checked_once_a_run(monkeypatch: pytest.MonkeyP
     calls: list[str] = []
     opening = trainer.policy.chat.opening
     monkeypatch.setattr(trainer.policy.chat, "opening", lambda words: calls.append(words) or opening(words))
-    dialogues, _ = trainer._play(0)
+    _, dialogues = trainer.step(0)
     opened = len(calls)
     assert opened == 2 * len(dialogues), "once to be sampled, once to be checked"
-    trainer._play(1)
+    trainer.step(1)
     assert len(calls) == opened + len(dialogues)
 
 
