@@ -71,8 +71,7 @@ class LocalPolicy:
     Copies share the engine, so that what they sample at the same time is sampled together.
 
     Args:
-        model: not needed where an engine samples from weights of its own.
-        engine: what samples; by default the built-in one, from `model`.
+        engine: what samples; by default the built-in one.
     """
 
     def __init__(
@@ -97,7 +96,9 @@ class LocalPolicy:
         """Most tokens of one reply, thinking included; a longer one is cut."""
         self.temperature = temperature
         self.traces: list[Trace] = []
+        self._dialogues: list[Dialogue] = []
         self._talks: dict[int, int] = {}
+        """The engine's conversation of each dialogue that has one."""
 
     @property
     def waits(self) -> bool:
@@ -108,10 +109,10 @@ class LocalPolicy:
         """See `Policy.start`."""
         for index in list(self._talks):
             self.end(index)
+        self.engine.clear()
         self._dialogues = list(dialogues)
         self._seeds = list(seeds)
         self._talks = {}
-        """The engine's conversation of each dialogue that has one."""
         self.traces = [Trace() for _ in dialogues]
 
     async def reply(self, active: Sequence[int]) -> Replies:
@@ -126,6 +127,10 @@ class LocalPolicy:
             self.engine.end(talk)
         if not self._talks and all(dialogue.stop is not None for dialogue in self._dialogues):
             self.engine.clear()
+
+    async def update_weights(self) -> None:
+        """Let the engine sample from what the model's weights are now. See `Engine.update_weights`."""
+        await self.engine.update_weights(self.model)
 
     async def close(self) -> None:
         """Close connections; the policy can be used again."""

@@ -24,7 +24,7 @@ from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.policies.local import LocalPolicy
-from rlver.rollout import play
+from rlver.rollout import closing, play, run
 from rlver.stories.generate import generate
 from rlver.train.advantages import gae, grpo_terminal, grpo_turns, whiten
 from rlver.train.config import TrainConfig
@@ -114,6 +114,7 @@ class Trainer:
         profiles = [p for p in self._draw(step, count) for _ in range(config.rollouts)]
         users = [derive(config.seed, "user", step, i // config.rollouts) for i in range(len(profiles))]
         self.model.eval()
+        run(closing(self.policy.update_weights(), self.policy), self.policy.waits)
         dialogues = play(
             profiles,
             self.policy,

@@ -1,1 +1,1 @@
-"""Engines: what samples tokens for a policy, in this process or behind a server. `engines.base` says what one can do."""
+"""What samples tokens for a policy, in this process or behind a server; `engines.base` says what an engine can do."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -75,6 +74,10 @@ class LocalEngine:
         self._waiting: list[_Request] = []
         self._working: list[_Request] = []
         self._idled = 0
+        self._tokens: Tensor
+        self._positions: Tensor
+        self._drawn: Tensor
+        self._going: Tensor
         self._seat()
 
     def open(self) -> int:
@@ -185,14 +188,14 @@ class LocalEngine:
     def _share(self, fresh: list[_Request], donor: _Talk | None) -> None:
         """Give fresh conversations the beginning that they share with one that is encoded, or with each other."""
         if (donor is None or not donor.length) and len(fresh) > 1:
-            common = commonprefix([request.chunk[:-1] for request in fresh])
+            common = _common([request.chunk[:-1] for request in fresh])
             if len(common) >= _SHARED:
                 donor, fresh = fresh[0].talk, fresh[1:]
                 donor.head, donor.length = common, len(common)
                 self._sampler.feed([donor.place], [0], [common])
         heirs = []
         for request in fresh:
-            common = commonprefix([request.chunk[:-1], donor.head[: donor.length]]) if donor else []
+            common = _common([request.chunk[:-1], donor.head[: donor.length]]) if donor else ()
             if len(common) >= _SHARED:
                 request.talk.length = len(common)
                 heirs.append(request.talk)
@@ -250,6 +253,13 @@ class LocalEngine:
         for request, number in zip(self._working, working, strict=True):
             resting[request.talk.place] = number
         return torch.tensor(resting, dtype=torch.long, device=self._sampler.model.device)[:, None]
+
+
+def _common(chunks: Sequence[Sequence[int]]) -> Sequence[int]:
+    """What all of them begin with: that of the first and the last in order."""
+    first, last = min(chunks, key=list), max(chunks, key=list)
+    length = min(len(first), len(last))
+    return first[: next((i for i in range(length) if first[i] != last[i]), length)]
 
 
 def _take(requests: Sequence[_Request], rows: Sequence[int], token: Tensor, logprob: Tensor) -> None:
