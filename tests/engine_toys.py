@@ -47,7 +47,7 @@ def check_logprobs(model: Any, traces: Sequence[Trace], temperature: float = 1.0
             ids = torch.tensor([trace.context[: reply.start] + reply.ids])
             with torch.no_grad():
                 logits = model(input_ids=ids, use_cache=False).logits[0, reply.start - 1 : -1]
-            expected = torch.log_softmax(logits / temperature, -1).gather(1, ids[0, reply.start :, None])[:, 0]
+            expected = torch.log_softmax(logits / (temperature or 1.0), -1).gather(1, ids[0, reply.start :, None])[:, 0]
             assert torch.allclose(torch.tensor(reply.logprobs), expected, atol=1e-4)
 
 

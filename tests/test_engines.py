@@ -221,7 +221,7 @@ def test_an_error_of_the_engine_ends_the_run(model: Any, tokenizer: Any, monkeyp
     assert all(dialogue.stop for dialogue in rollout(who, Toy()))
 
 
-@pytest.mark.parametrize("workers", [3, 8])
+@pytest.mark.parametrize("workers", [3, 8, 16])
 def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, workers: int, places: list[int]) -> None:
     """Shared beginnings, rewinding, ends, pauses and replies of any length, against plain forward passes."""
     engine = LocalEngine(model)

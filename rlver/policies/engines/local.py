@@ -113,7 +113,8 @@ class LocalEngine:
 
     def rewind(self, conversation: int, length: int) -> None:
         """See `Engine.rewind`."""
-        self._talks[conversation].length = length
+        talk = self._talks[conversation]
+        talk.length, talk.head = length, talk.head[:length]
 
     def end(self, conversation: int) -> None:
         """See `Engine.end`."""
