@@ -149,7 +149,7 @@ class Sampler:
 
     def _counted(self, count: int) -> Tensor:
         """The numbers from 0 on, at least so many."""
-        if len(self._numbers) < count:
+        if len(self._numbers) < count or self._numbers.device != self.model.device:
             self._numbers = torch.arange(2 * count, device=self.model.device)
         return self._numbers
 
