@@ -4,7 +4,8 @@ The bare loop is the least that sampling can cost: the model's own forward passe
 likeliest token, for replies of equal length. Lockstep is how batches are often played: everybody samples, then every
 user reacts, and so on until the last dialogue of the batch is over. Models have random weights, and the end of a reply
 is as likely as 1 in 20 at every token, so replies are of very different length. All variants of a case run by turns in
-one process; figures are medians.
+one process; figures are medians, and ratios of what waits for nobody are those of processor time, which busy
+neighbours hardly change.
 
     python benchmarks/rollout_speed.py [--hidden 128] [--layers 2] [--dialogues 64] [--repeats 5] [--json FILE]
 """
@@ -43,8 +44,6 @@ PATIENT = get_preset("sage").model_copy(
 )
 PROMPT, REPLY = 200, 48
 TARGET = 1.15
-Played = tuple[float, int]
-"""Seconds and tokens."""
 
 
 class User:
@@ -77,17 +76,16 @@ def sampled(policy: LocalPolicy) -> int:
     return sum(len(reply.ids) for trace in policy.traces for reply in trace.replies)
 
 
-def refilled(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> Played:
-    """As `rlver.rollout` plays."""
-    start = time.perf_counter()
+def refilled(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> int:
+    """As `rlver.rollout` plays. Returns the number of sampled tokens."""
     play(profiles, policy, user, PATIENT, seed=3, slots=slots)
-    return time.perf_counter() - start, sampled(policy)
+    return sampled(policy)
 
 
-def lockstep(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> Played:
+def lockstep(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> int:
     """Batch after batch, round after round."""
 
-    async def batch(some: Sequence[Profile], first: int) -> None:
+    async def batch(some: Sequence[Profile], first: int) -> int:
         dialogues = [Dialogue(profile, PATIENT) for profile in some]
         openings = await asyncio.gather(*(_later(user.open(profile, 0)) for profile in some))
         for dialogue, opening in zip(dialogues, openings, strict=True):
@@ -99,61 +97,51 @@ def lockstep(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots
             reactions = await asyncio.gather(*(_later(user.react(dialogues[i], 0)) for i in said))
             for i, reaction in zip(said, reactions, strict=True):
                 dialogues[i].react(reaction)
+        return sampled(policy)
 
-    start, tokens = time.perf_counter(), 0
-    for first in range(0, len(profiles), slots):
-        asyncio.run(batch(profiles[first : first + slots], first))
-        tokens += sampled(policy)
-    return time.perf_counter() - start, tokens
+    return sum(asyncio.run(batch(profiles[i : i + slots], i)) for i in range(0, len(profiles), slots))
 
 
 async def _later(answer: Any) -> Any:
     return await answer if asyncio.iscoroutine(answer) else answer
 
 
-def engine_alone(model: Any, rows: int) -> Played:
+def engine_alone(model: Any, prompts: list[list[int]]) -> int:
     """Replies of equal length to prompts of equal length."""
     engine = LocalEngine(model)
-    prompts = _prompts(model, rows)
-    start = time.perf_counter()
 
     async def one(number: int) -> None:
         await engine.reply(engine.open(), prompts[number], number, Sampling(1.0, REPLY, frozenset()))
 
-    run(together([one(number) for number in range(rows)], waiting=False), waiting=False)
-    return time.perf_counter() - start, rows * REPLY
+    run(together([one(number) for number in range(len(prompts))], waiting=False), waiting=False)
+    return len(prompts) * REPLY
 
 
 @torch.inference_mode()
-def bare_loop(model: Any, rows: int) -> Played:
+def bare_loop(model: Any, prompts: list[list[int]]) -> int:
     """The same tokens by nothing but the model's forward pass over its own static cache, and argmax."""
-    prompts = _prompts(model, rows)
-    start = time.perf_counter()
     cache = StaticCache(model.config, max_cache_len=PROMPT + REPLY)
     ids, at = torch.tensor(prompts), torch.arange(PROMPT)
     for _ in range(REPLY):
         hidden = model.model(input_ids=ids, position_ids=at[None], past_key_values=cache).last_hidden_state
-        ids = model.lm_head(hidden[:, -1:]).argmax(-1)
+        ids = model.lm_head(hidden[:, -1:])[:, 0].argmax(-1, keepdim=True)
         at = at[-1:] + 1
-    return time.perf_counter() - start, rows * REPLY
+    return len(prompts) * REPLY
 
 
-def _prompts(model: Any, rows: int) -> list[list[int]]:
-    drawn = torch.randint(model.config.vocab_size, (rows, PROMPT), generator=torch.Generator().manual_seed(0))
-    return [[int(i) for i in row] for row in drawn]
-
-
-def compare(name: str, variants: dict[str, Callable[[], Played]], repeats: int) -> dict[str, Any]:
-    """Run variants by turns. The ratio is that of the first to the last."""
-    found: dict[str, list[Played]] = {variant: [] for variant in variants}
+def compare(name: str, variants: dict[str, Callable[[], int]], repeats: int, wall: bool = False) -> dict[str, Any]:
+    """Run variants by turns. The ratio is that of the first to the second: of seconds, or of the processor's."""
+    found: dict[str, list[tuple[float, float, int]]] = {variant: [] for variant in variants}
     for variant, once in [*variants.items()] * repeats:
-        found[variant].append(once())
-    seconds = {variant: median(time for time, _ in runs) for variant, runs in found.items()}
-    speeds = {variant: runs[0][1] / seconds[variant] for variant, runs in found.items()}
-    first, *_, last = seconds.values()
-    listed = ", ".join(f"{variant} {seconds[variant]:.2f} s ({speeds[variant]:,.0f} tokens/s)" for variant in variants)
-    print(f"{name:40s} {listed}; ratio {first / last:.2f}", flush=True)
-    return {"case": name, "seconds": seconds, "tokens_per_second": speeds, "ratio": first / last}
+        start, cpu = time.perf_counter(), time.process_time()
+        tokens = once()
+        found[variant].append((time.perf_counter() - start, time.process_time() - cpu, tokens))
+    medians = {variant: [median(column) for column in zip(*runs, strict=True)] for variant, runs in found.items()}
+    one, other = (figures[0 if wall else 1] for figures in medians.values())
+    told = (f"{v} {s:.2f} s ({cpu:.2f} s of processor, {n:,.0f} tokens)" for v, (s, cpu, n) in medians.items())
+    print(f"{name}\n    {', '.join(told)}; ratio {one / other:.2f}", flush=True)
+    keys = ("seconds", "processor_seconds", "tokens")
+    return {"case": name, "ratio": one / other} | {v: dict(zip(keys, f, strict=True)) for v, f in medians.items()}
 
 
 def main() -> None:
@@ -172,13 +160,18 @@ def main() -> None:
     )
     model = build_model(tokenizer, 0, options.hidden, options.layers, 4, options.hidden // 4, 3 * options.hidden).eval()
 
+    drawn = torch.randint(len(tokenizer), (count, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompts: list[list[int]] = drawn.tolist()
+
     def versus(name: str, user: User, slots: int, max_tokens: int) -> dict[str, Any]:
-        def variant(how: Callable[..., Played]) -> Callable[[], Played]:
+        def variant(how: Callable[..., int]) -> Callable[[], int]:
             return lambda: how(LocalPolicy(model, tokenizer, "en", max_tokens=max_tokens), profiles, user, slots)
 
-        return compare(name, {"lockstep": variant(lockstep), "refilled": variant(refilled)}, repeats)
+        return compare(
+            name, {"lockstep": variant(lockstep), "refilled": variant(refilled)}, repeats, isinstance(user, LateUser)
+        )
 
-    alone = {"engine": lambda: engine_alone(model, count), "bare loop": lambda: bare_loop(model, count)}
+    alone = {"engine": lambda: engine_alone(model, prompts), "bare loop": lambda: bare_loop(model, prompts)}
     results = [
         compare(f"engine / bare loop (at most {TARGET})", alone, repeats),
         versus("all at once, replies of equal length", User(), count, 24),

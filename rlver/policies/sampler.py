@@ -35,7 +35,7 @@ class RaggedCache(Cache):
         if places > self.places:  # a little more than asked for: dialogues may come one by one
             self.places = max(places, self.places * 5 // 4)
         if slots > self.slots:
-            self.slots = max(slots, 2 * self.slots, 512)
+            self.slots = slots * 3 // 2
         for layer, stores in self._stores.items():
             self._stores[layer] = (self._grown(stores[0]), self._grown(stores[1]))
 
@@ -165,7 +165,8 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     Returns:
         both (A, 1).
     """
-    probabilities = torch.softmax(logits.float() / (temperature or 1.0), dim=-1)
+    scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
+    probabilities = torch.softmax(scaled, dim=-1)
     if temperature == 0:
         token = probabilities.argmax(-1, keepdim=True)
     else:
