@@ -1,7 +1,8 @@
 """The driver: dialogues of one policy with one sentient agent, each with its own user and seed.
 
-Policy and agent may answer at once (a script, the embedded agent, a local model) or later (a model behind an
-endpoint); there is one driver for all of them. Many dialogues that run independently are many batches of one.
+Policy and agent may answer at once (a script, the embedded agent), after others have had their turn (a local model,
+which samples for all who ask) or later (a model behind an endpoint); there is one driver for all of them. Every
+dialogue is led for itself, so that nobody waits for another's user.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def play(
     seed: int,
     user_seeds: Sequence[int] | None = None,
     policy_seeds: Sequence[int] | None = None,
-    on_turn: Callable[[int], None] | None = None,
+    on_end: Callable[[int], None] | None = None,
+    slots: int | None = None,
 ) -> list[Dialogue]:
     """Play one dialogue per profile to its end and return them in the order of the profiles.
 
@@ -43,9 +45,11 @@ def play(
         user_seeds: one seed per dialogue. Rollouts of one GRPO group share theirs, so that only the policy makes
             them differ.
         policy_seeds: one seed per dialogue.
-        on_turn: called after every round with the number of dialogues that have ended.
+        on_end: called whenever a dialogue has ended, with the number of those that have.
+        slots: most dialogues at work at once; whenever one ends the next begins. None leads all at once. It bounds
+            the memory of a local model's cache and changes no text.
     """
-    agents = [agent] if not isinstance(agent, Sequence) else agent
+    agents = agent if isinstance(agent, Sequence) else [agent]
     work = closing(
         play_async(
             profiles,
@@ -55,7 +59,8 @@ def play(
             seed=seed,
             user_seeds=user_seeds,
             policy_seeds=policy_seeds,
-            on_turn=on_turn,
+            on_end=on_end,
+            slots=slots,
         ),
         policy,
         *set(agents),
@@ -72,7 +77,8 @@ async def play_async(
     seed: int = 0,
     user_seeds: Sequence[int] | None = None,
     policy_seeds: Sequence[int] | None = None,
-    on_turn: Callable[[int], None] | None = None,
+    on_end: Callable[[int], None] | None = None,
+    slots: int | None = None,
     deadline: float | None = None,
 ) -> list[Dialogue]:
     """As `play`, for a running event loop. After `deadline` seconds what still runs ends as failed."""
@@ -82,7 +88,7 @@ async def play_async(
     policies = policy_seeds or [derive(seed, "policy", i) for i in range(len(profiles))]
     try:
         async with asyncio.timeout(deadline) if deadline else nullcontext():
-            await _play(dialogues, policy, agents, users, policies, on_turn)
+            await _play(dialogues, policy, agents, users, policies, on_end, slots)
     except TimeoutError:
         for dialogue in dialogues:
             if dialogue.stop is None:
@@ -96,30 +102,47 @@ async def _play(
     agents: Sequence[SentientAgent],
     users: Sequence[int],
     policies: Sequence[int],
-    on_turn: Callable[[int], None] | None,
+    on_end: Callable[[int], None] | None,
+    slots: int | None,
 ) -> None:
-    everyone = range(len(dialogues))
-    openings = await _answers(
-        [partial(a.open, d.profile, user) for a, d, user in zip(agents, dialogues, users, strict=True)]
-    )
-    for i, opening in zip(everyone, openings, strict=True):
-        if isinstance(opening, CallFailed):
-            _fail(dialogues[i], opening)
-        else:
-            dialogues[i].begin(*opening)
+    """Lead all dialogues, `slots` at once: whoever has ended one begins the next."""
     policy.start(dialogues, policies)
-    while active := [i for i in everyone if dialogues[i].stop is None]:
-        replies = policy.reply(active)
-        raws = await replies if isinstance(replies, Awaitable) else replies
-        said = [i for i, raw in zip(active, raws, strict=True) if _says(dialogues[i], raw)]
-        reactions = await _answers([partial(agents[i].react, dialogues[i], users[i]) for i in said])
-        for i, reaction in zip(said, reactions, strict=True):
+    queue = iter(range(len(dialogues)))
+    ended = 0
+
+    async def work() -> None:
+        nonlocal ended
+        for index in queue:
+            await _lead(index, dialogues[index], policy, agents[index], users[index])
+            ended += 1
+            if on_end:
+                on_end(ended)
+
+    count = min(slots or len(dialogues), len(dialogues))
+    await together([work() for _ in range(count)], waits(policy, *agents))
+
+
+async def _lead(index: int, dialogue: Dialogue, policy: Policy, agent: SentientAgent, user: int) -> None:
+    """One dialogue from its opening to its end."""
+    try:
+        opening = await _answer(partial(agent.open, dialogue.profile, user))
+        if isinstance(opening, CallFailed):
+            _fail(dialogue, opening)
+        else:
+            dialogue.begin(*opening)
+        while dialogue.stop is None:
+            replies = policy.reply([index])
+            (raw,) = await replies if isinstance(replies, Awaitable) else replies
+            if not _says(dialogue, raw):
+                continue
+            reaction = await _answer(partial(agent.react, dialogue, user))
             if isinstance(reaction, CallFailed):
-                _fail(dialogues[i], reaction)
+                _fail(dialogue, reaction)
             else:
-                dialogues[i].react(reaction)
-        if on_turn:
-            on_turn(sum(dialogue.stop is not None for dialogue in dialogues))
+                dialogue.react(reaction)
+    finally:
+        if end := getattr(policy, "end", None):
+            end(index)
 
 
 def _says(dialogue: Dialogue, raw: str | CallFailed) -> bool:
@@ -134,38 +157,54 @@ def _fail(dialogue: Dialogue, failure: CallFailed) -> None:
     dialogue.fail(str(failure), StopReason.UNREADABLE if isinstance(failure, Unreadable) else StopReason.ERROR)
 
 
-async def _answers(asks: Sequence[Callable[[], T | Awaitable[T]]]) -> list[T | CallFailed]:
-    """What each of them answers, in order: at once where it can be, else together. Failures are values."""
-    answers = [_asked(ask) for ask in asks]
-    later = [answer for answer in answers if isinstance(answer, Awaitable)]
-    found = iter(await together([_caught(answer) for answer in later]))
-    return [next(found) if isinstance(answer, Awaitable) else answer for answer in answers]
-
-
-def _asked(ask: Callable[[], T | Awaitable[T]]) -> T | Awaitable[T] | CallFailed:
+async def _answer(ask: Callable[[], T | Awaitable[T]]) -> T | CallFailed:
+    """What somebody answers, at once or later. A failure is a value."""
     try:
-        return ask()
+        answer = ask()
+        return await answer if isinstance(answer, Awaitable) else answer
     except CallFailed as error:
         return error
 
 
-async def _caught(answer: Awaitable[T]) -> T | CallFailed:
-    try:
-        return await answer
-    except CallFailed as error:
-        return error
+async def together(work: Sequence[Coroutine[Any, Any, T]], waiting: bool = True) -> list[T]:
+    """The results of all, in order. The first exception ends the rest and is raised as it is.
 
-
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in order. The first exception cancels the rest and is raised as it is."""
-    if len(work) < 2:  # one at a time needs no task, and what never waits no event loop
+    Where nobody waits for the outside (`waiting` false) they take turns, and no event loop is needed.
+    """
+    if len(work) < 2:  # one at a time needs no task
         return [await piece for piece in work]
+    if not waiting:
+        return await _in_turn(work)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(piece) for piece in work]
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def _in_turn(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Resume one after the other, round after round, until all have ended."""
+    results: dict[Coroutine[Any, Any, T], T] = {}
+    try:
+        while len(results) < len(work):
+            for piece in work:
+                if piece not in results:
+                    try:
+                        _resume(piece)
+                    except StopIteration as end:
+                        results[piece] = end.value
+            await asyncio.sleep(0)
+    finally:
+        for piece in work:
+            piece.close()
+    return [results[piece] for piece in work]
+
+
+def _resume(work: Coroutine[Any, Any, Any]) -> None:
+    """Let work go on until it gives way to others (`asyncio.sleep(0)`). Raises StopIteration at its end."""
+    if work.send(None) is not None:
+        raise RuntimeError("this work was said never to wait for the outside, and it does")
 
 
 async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
@@ -179,22 +218,22 @@ async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
 
 
 def waits(policy: Policy, *agents: SentientAgent) -> bool:
-    """Whether one of them answers later."""
-    return any(
-        map(iscoroutinefunction, (policy.reply, *(ask for agent in agents for ask in (agent.open, agent.react))))
-    )
+    """Whether one of them waits for somebody outside of this process, which takes an event loop."""
+    outside = getattr(policy, "waits", iscoroutinefunction(policy.reply))
+    return outside or any(iscoroutinefunction(ask) for agent in agents for ask in (agent.open, agent.react))
 
 
 def run(work: Coroutine[Any, Any, T], waiting: bool = True) -> T:
     """Run a coroutine to its end and return its result.
 
-    What never waits (`waiting` false) is run without an event loop: it may be called from within one (a notebook), and
-    Ctrl-C interrupts whoever reads the keyboard at once.
+    What never waits for the outside (`waiting` false) is run without an event loop: it may be called from within one
+    (a notebook), and Ctrl-C interrupts whoever reads the keyboard at once.
     """
     if waiting:
         return asyncio.run(work)
     try:
-        work.send(None)
+        while True:
+            _resume(work)
     except StopIteration as end:
-        return end.value
-    raise RuntimeError("this work was said never to wait, and it waits")
+        result: T = end.value
+        return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def talk(policy: LocalPolicy, count: int = 3) -> tuple[list[Dialogue], list[Trac
     policy.start(dialogues, [7 + index for index in range(count)])
     for turn in range(1, TURNS + 1):
         active = [i for i in range(count) if dialogues[i].stop is None and (i or turn < TURNS)]
-        for i, text in zip(active, policy.reply(active), strict=True):
+        for i, text in zip(active, asyncio.run(policy.reply(active)), strict=True):
             raw = f"<think>Plan {turn}.</think>Reply {turn} to {i}." if policy.think else text
             if dialogues[i].reply(raw):
                 dialogues[i].react(Reaction(change=0, utterance=SAID[(i + turn) % 4]))
@@ -258,7 +259,7 @@ def test_a_context_beyond_stale_position_embeddings_is_refused() -> None:
         rope_parameters=rope,
         eos_token_id=2,
     )
-    sampler = Sampler(transformers.LlamaForCausalLM(config).eval(), 1)
-    sampler.feed([0], [[3] * 20])
+    sampler = Sampler(transformers.LlamaForCausalLM(config).eval())
+    sampler.feed([0], [0], [[3] * 20])
     with pytest.raises(RlverError, match="21 tokens is longer than the 20"):
-        sampler.feed([0], [[3]])
+        sampler.feed([0], [20], [[3]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rlver.core.errors import RlverError
 from rlver.policies.chat import ChatFormat
 from rlver.policies.local import LocalPolicy, Trace, load_model
 from rlver.policies.prompts import system_prompt
-from rlver.policies.sampler import Sampler
+from rlver.policies.sampler import Sampler, choose
 from rlver.stories.generate import generate
 from rlver.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
@@ -47,14 +48,18 @@ def talk(policy: LocalPolicy, indices: Sequence[int], turns: int = TURNS) -> lis
     for index, dialogue in zip(indices, dialogues, strict=True):
         dialogue.begin(utterance(index, 0))
     policy.start(dialogues, [1000 + index for index in indices])
-    for turn in range(1, turns + 1):
-        active = [i for i, index in enumerate(indices) if index % 3 or turn <= 2]
-        texts = policy.reply(active)
-        for i, text in zip(active, texts, strict=True):
-            assert text == policy.chat.decode(policy.traces[i].replies[-1].ids)
-            plan = f"<think>Plan {turn}.</think>" if policy.think else ""
-            assert dialogues[i].reply(f"{plan}Reply {turn} to {indices[i]}.")
-            dialogues[i].react(Reaction(change=0, utterance=utterance(indices[i], turn)))
+
+    async def lead() -> None:
+        for turn in range(1, turns + 1):
+            active = [i for i, index in enumerate(indices) if index % 3 or turn <= 2]
+            texts = await policy.reply(active)
+            for i, text in zip(active, texts, strict=True):
+                assert text == policy.chat.decode(policy.traces[i].replies[-1].ids)
+                plan = f"<think>Plan {turn}.</think>" if policy.think else ""
+                assert dialogues[i].reply(f"{plan}Reply {turn} to {indices[i]}.")
+                dialogues[i].react(Reaction(change=0, utterance=utterance(indices[i], turn)))
+
+    asyncio.run(lead())
     return policy.traces
 
 
@@ -126,27 +131,24 @@ def test_samples_follow_the_distribution(model: Any, tokenizer: Any) -> None:
     rows = 4000
     context = tokenizer.encode("What happened")
     probabilities = torch.softmax(plain_logits(model, context)[-1], -1)
-    sampler = Sampler(model, rows)
     uniforms = ((torch.arange(rows) + 0.5) / rows)[:, None]
-    logits = plain_logits(model, context)[-1].expand(rows, -1)
-    drawn = sampler.sample(range(rows), logits, uniforms, {tokenizer.eos_token_id}, 1.0)
-    counts = torch.bincount(torch.tensor([row.ids[0] for row in drawn]), minlength=len(probabilities))
+    token, _ = choose(plain_logits(model, context)[-1].expand(rows, -1), uniforms, 1.0)
+    counts = torch.bincount(token[:, 0], minlength=len(probabilities))
     assert (counts / rows - probabilities).abs().max() < 2 / rows
 
 
 def test_the_cache_grows_and_forgets(model: Any, tokenizer: Any) -> None:
     """Random feeding and rewinding of ragged rows, in any order, beyond the first size of the cache."""
     rng, rows = random.Random(0), 4
-    sampler, held = Sampler(model, rows), [[1] for _ in range(rows)]
-    sampler.feed(range(rows), held)
+    sampler, held = Sampler(model), [[1] for _ in range(rows)]
+    sampler.feed(range(rows), [0] * rows, held)
     for _ in range(50):
         at = rng.sample(range(rows), rng.randint(1, rows))
         for row in at:
             if rng.random() < 0.3:
                 del held[row][max(1, len(held[row]) - rng.randint(1, 60)) :]
-                sampler.rewind(row, len(held[row]))
         chunks = [[rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 80))] for _ in at]
-        logits = sampler.feed(at, chunks)
+        logits = sampler.feed(at, [len(held[row]) for row in at], chunks)
         for i, row in enumerate(at):
             held[row] += chunks[i]
             assert torch.allclose(logits[i], plain_logits(model, held[row])[-1], atol=1e-4)
@@ -164,7 +166,6 @@ def test_thinking_is_forgotten_in_later_turns(model: Any, tokenizer: Any) -> Non
                 expected += policy.chat.text(f"Reply {turn} to {index}.")
                 expected += [policy.chat.stop, *policy.chat.turn(utterance(index, turn))]
         assert trace.context == expected
-        assert policy._sampler.lengths[index] == trace.replies[-1].start + len(trace.replies[-1].ids) - 1
 
 
 def test_without_thinking_the_context_holds_the_sampled_ids(model: Any, tokenizer: Any) -> None:

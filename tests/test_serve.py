@@ -228,13 +228,14 @@ def test_a_policy_folder_is_a_chat_model(policy_folder: Path) -> None:
 def test_served_replies_are_those_of_the_sampler(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     from rlver.policies.local import LocalPolicy
     from rlver.policies.prompts import system_prompt
+    from rlver.rollout import run
     from rlver.serve.generate import Generator
 
     policy = LocalPolicy(model, tokenizer, "en", max_tokens=16, temperature=0)
     dialogue = Dialogue(benchmark_profiles("en")[0], get_preset("sage"))
     dialogue.begin("The kettle broke on Monday.")
     policy.start([dialogue], [1])
-    (raw,) = policy.reply([0])
+    (raw,) = run(policy.reply([0]), waiting=False)
     generator = Generator(policy, system_prompt("en", False))
     pieces = list(generator.stream(generator.prompt([("user", dialogue.opening)]), 16, 0, 1))
     assert "".join(piece.text for piece in pieces) == raw

@@ -127,7 +127,7 @@ async def play_jobs(
         own = copy.copy(policy) if pace.workers > 1 else policy
         while chosen := list(islice(queue, pace.batch)):
 
-            def on_turn(ended: int) -> None:
+            def on_end(ended: int) -> None:
                 at_work[number] = ended
                 if on_ended:
                     on_ended(sum(done) + sum(at_work))
@@ -140,7 +140,7 @@ async def play_jobs(
                     preset,
                     user_seeds=[derive(job.seed, "user") for job in chosen],
                     policy_seeds=[derive(job.seed, "policy") for job in chosen],
-                    on_turn=on_turn,
+                    on_end=on_end,
                     deadline=pace.deadline,
                 )
             done[number] += len(chosen)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aiolimiter import AsyncLimiter
     from openai import APIStatusError, AsyncOpenAI
 
+T = TypeVar("T")
 Message = Mapping[str, str]
 """`{"role": ..., "content": ...}`."""
 
@@ -78,6 +79,10 @@ class _Again(Exception):
     def __init__(self, why: str, wait: float | None = None, unreached: bool = False) -> None:
         super().__init__(why)
         self.wait, self.unreached = wait, unreached
+
+
+_Call = Callable[[dict[str, Any]], Awaitable[T]]
+"""Sends a request once and makes the result of the answer."""
 
 
 class LLM:
@@ -140,10 +145,27 @@ class LLM:
         if self.cache and (kept := self.cache.get(key)):
             self.tally.cached += 1
             return self._used(kept, key, cached=True)
-        answer = await self._persist(request)
+        answer = await self._persist(request, self._chat)
         if self.cache:
             self.cache.put(key, answer)
         return self._used(answer, key, cached=False)
+
+    async def post(self, url: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+        """Post another request than a chat, under the same limits, deadline and retries; it is sent as it is.
+
+        Args:
+            url: absolute, or relative to the base address.
+            read: makes the result of the decoded answer (text where it is no JSON). Its ValueError, TypeError,
+                AttributeError and LookupError mean that this was no answer, which is then asked for again.
+
+        Raises:
+            CallFailed, RlverError: as `complete`.
+        """
+
+        async def call(request: dict[str, Any]) -> T:
+            return read(await self._client.post(url, body=request, cast_to=object))
+
+        return await self._persist(dict(body), call)
 
     def forget(self, answers: Sequence[Completion]) -> None:
         """Drop answers from the cache, so that they are asked for anew the next time."""
@@ -215,14 +237,14 @@ class LLM:
         self._not_before = 0.0
         self._unreached_since = None
 
-    async def _persist(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _persist(self, request: dict[str, Any], call: _Call[T]) -> T:
         """Ask until there is an answer, or until all attempts are used up."""
         self._bind()
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self._attempt(request)
+                return await self._attempt(request, call)
             except _Again as error:
                 # What cannot be reached is tried until patience ends, for it concerns all calls.
                 if attempt >= self.limits.attempts * (5 if error.unreached else 1):
@@ -240,12 +262,12 @@ class LLM:
         most = 2.0 if error.unreached else self.limits.longest_wait
         return min(most, 0.5 * 2 ** (attempt - 1)) * self._jitter.uniform(0.5, 1.0)
 
-    async def _attempt(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _attempt(self, request: dict[str, Any], call: _Call[T]) -> T:
         """One call. Raises _Again, CallFailed or RlverError."""
         import openai
 
         try:
-            return await self._call(request)
+            return await self._call(request, call)
         except openai.APIStatusError as error:
             raise self._judge(error, request) from None
         except openai.APIConnectionError as error:
@@ -255,7 +277,7 @@ class LLM:
         except TimeoutError:
             raise _Again(f"no answer within {self.limits.timeout:g} s") from None
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
-            raise _Again(f"not an answer of a chat model: {what(error)}") from None
+            raise _Again(f"not an answer of a model: {what(error)}") from None
         except Exception as error:
             if self._any is None or isinstance(error, (_Again, RlverError)):
                 raise
@@ -265,20 +287,25 @@ class LLM:
                 raise CallFailed(f"{self.endpoint.spec}: refused ({self._clean(str(error))}).") from None
             raise _Again(self._clean(str(error))) from None
 
-    async def _call(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _call(self, request: dict[str, Any], call: _Call[T]) -> T:
         async with self._slots:
             if self._limiter:
                 await self._limiter.acquire()
             if (pause := self._not_before - time.monotonic()) > 0:
                 await asyncio.sleep(pause)
-            sent = {name: value for name, value in request.items() if name not in self.tally.dropped}
             self.tally.calls += 1
-            if "max_tokens" in request and "max_tokens" in self.tally.dropped:
-                sent["max_completion_tokens"] = request["max_tokens"]
             async with asyncio.timeout(self.limits.timeout):
-                response = await self._send(sent)
-        text = response["choices"][0]["message"]["content"]
+                answer = await call(request)
         self._unreached_since = None
+        return answer
+
+    async def _chat(self, request: dict[str, Any]) -> dict[str, Any]:
+        sent = {name: value for name, value in request.items() if name not in self.tally.dropped}
+        if "max_tokens" in request and "max_tokens" in self.tally.dropped:
+            sent["max_completion_tokens"] = request["max_tokens"]
+        response = await self._send(sent)
+        self._unreached_since = None
+        text = response["choices"][0]["message"]["content"]
         if not isinstance(text, str) or not text.strip():
             raise _Again("an empty answer")
         if len(text) > LONGEST_ANSWER:
@@ -308,7 +335,7 @@ class LLM:
                     return CallFailed(f"{self.endpoint.spec}: asks to wait {wait:.0f} s, longer than allowed.")
                 self._not_before = max(self._not_before, time.monotonic() + wait)
             return _Again(f"status {status}: {message}", wait)
-        for name in _OPTIONAL:
+        for name in _OPTIONAL if "messages" in request else ():
             if name in request and name not in self.tally.dropped and name in message:
                 self.tally.dropped.add(name)
                 return _Again(f"does not know the parameter {name}", 0.0)

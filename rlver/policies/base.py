@@ -16,7 +16,9 @@ class Policy(Protocol):
     """Someone who answers. `start` once per batch of dialogues, then `reply` for those that still run.
 
     Dialogues are named by their index in the batch, from first to last, so that a dialogue that ends early
-    never shifts the others.
+    never shifts the others. The driver leads each for itself and asks for one reply at a time, while others may be
+    under way. A policy may have two things more: `end(index)` is called when a dialogue is over, and `waits` says
+    whether replies come from outside of this process; without it, those of a coroutine do.
     """
 
     @property

@@ -77,11 +77,11 @@ def check_trace(chat: ChatFormat, dialogue: Dialogue, trace: Trace) -> None:
 
 def _largest_gap(model: PreTrainedModel) -> tuple[float, float]:
     """Largest difference of logits, and the largest logit."""
-    sampler = Sampler(model, 2)
+    sampler = Sampler(model)
     fed: list[list[int]] = [[], []]
     gaps, sizes = [], []
     for chunks in _FED:
-        logits = sampler.feed(range(2), chunks)
+        logits = sampler.feed(range(2), [len(context) for context in fed], chunks)
         for context, chunk, found in zip(fed, chunks, logits, strict=True):
             context += chunk
             expected = model(input_ids=torch.tensor([context], device=model.device), use_cache=False).logits[0, -1]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rlver.core.dialogue import Dialogue
-from rlver.core.errors import RlverError
+from rlver.core.errors import CallFailed, RlverError
 from rlver.core.profile import Language
+from rlver.policies.base import Replies
 from rlver.policies.chat import ChatFormat
+from rlver.policies.engines.base import Engine, Sampling
+from rlver.policies.engines.local import LocalEngine
 from rlver.policies.exact import check_model
 from rlver.policies.prompts import prompt_hash, system_prompt
-from rlver.policies.sampler import Sampler
 
 
 @dataclass
@@ -76,7 +78,13 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
 
 
 class LocalPolicy:
-    """Samples replies for a whole batch of dialogues in step, keeping the KV cache from turn to turn."""
+    """Speaks for a causal language model, keeping what it said as token ids. See `Policy` for its methods.
+
+    Copies share the engine, so that what they sample at the same time is sampled together.
+
+    Args:
+        engine: what samples; by default the built-in one.
+    """
 
     def __init__(
         self,
@@ -88,10 +96,13 @@ class LocalPolicy:
         spec: str = "local",
         max_tokens: int = 64,
         temperature: float = 1.0,
+        engine: Engine | None = None,
     ) -> None:
         self.model = model
         self.chat = ChatFormat(tokenizer, system_prompt(language, think), think, end_tokens(model))
-        check_model(model)
+        if engine is None:
+            check_model(model)
+        self.engine = engine or LocalEngine(model)
         self.spec = spec
         self.think = think
         self.prompt_hash = prompt_hash(language, think)
@@ -99,26 +110,61 @@ class LocalPolicy:
         """Most tokens of one reply, thinking included; a longer one is cut."""
         self.temperature = temperature
         self.traces: list[Trace] = []
+        self._dialogues: list[Dialogue] = []
+        self._talks: dict[int, int] = {}
+        """The engine's conversation of each dialogue that has one."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether replies come from outside of this process."""
+        return self.engine.waits
 
     def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
         """See `Policy.start`."""
+        for index in list(self._talks):
+            self.end(index)
+        self.engine.clear()
         self._dialogues = list(dialogues)
         self._seeds = list(seeds)
-        self._sampler = Sampler(self.model, len(dialogues))
+        self._talks = {}
         self.traces = [Trace() for _ in dialogues]
 
-    def reply(self, active: Sequence[int]) -> list[str]:
-        """See `Policy.reply`."""
-        chunks = [self._chunk(index) for index in active]
-        logits = self._sampler.feed(active, chunks)
-        uniforms = torch.stack([self._draw(index) for index in active]).to(logits.device)
-        sampled = self._sampler.sample(active, logits, uniforms, self.chat.stops, self.temperature)
-        texts = []
-        for index, (ids, logprobs) in zip(active, sampled, strict=True):
-            trace = self.traces[index]
-            trace.replies.append(Reply(len(trace.context), ids, logprobs, self.chat.lead))
-            texts.append(self.chat.decode(ids))
-        return texts
+    async def reply(self, active: Sequence[int]) -> Replies:
+        """See `Policy.reply`. What fails is returned in place of the reply."""
+        if len(active) == 1:
+            return [await self._reply(active[0])]
+        return await asyncio.gather(*(self._reply(index) for index in active))
+
+    def end(self, index: int) -> None:
+        """A dialogue is over: free what is kept for it, and for all when none is left."""
+        if (talk := self._talks.pop(index, None)) is not None:
+            self.engine.end(talk)
+        if not self._talks and all(dialogue.stop is not None for dialogue in self._dialogues):
+            self.engine.clear()
+
+    async def update_weights(self) -> None:
+        """Let the engine sample from what the model's weights are now. See `Engine.update_weights`."""
+        await self.engine.update_weights(self.model)
+
+    async def close(self) -> None:
+        """Close connections; the policy can be used again."""
+        await self.engine.close()
+
+    async def _reply(self, index: int) -> str | CallFailed:
+        trace = self.traces[index]
+        if index not in self._talks:
+            self._talks[index] = self.engine.open()
+        known = len(trace.context)
+        chunk = self._chunk(index)
+        sampling = Sampling(self.temperature, self.max_tokens, frozenset(self.chat.stops))
+        seed = self._seeds[index] * 1009 + len(trace.replies)
+        try:
+            ids, logprobs = await self.engine.reply(self._talks[index], chunk, seed, sampling)
+        except CallFailed as error:
+            del trace.context[known:]
+            return error
+        trace.replies.append(Reply(len(trace.context), ids, logprobs, self.chat.lead))
+        return self.chat.decode(ids)
 
     def _chunk(self, index: int) -> list[int]:
         """Ids that the model has not seen yet, up to where the reply to come begins."""
@@ -132,15 +178,10 @@ class LocalPolicy:
             fed = len(last.ids) - 1
             if self.think or last.lead:
                 # Later turns see the reply alone: go back to before what led to it.
-                self._sampler.rewind(index, len(trace.context))
+                self.engine.rewind(self._talks[index], len(trace.context))
                 fed = 0
             chunk += self.chat.turn(messages[-1].content)
             trace.context += chunk[:fed]
             chunk = chunk[fed:]
         trace.context += chunk
         return chunk + self.chat.lead
-
-    def _draw(self, index: int) -> torch.Tensor:
-        turn = len(self.traces[index].replies)
-        generator = torch.Generator().manual_seed(self._seeds[index] * 1009 + turn)
-        return torch.rand(self.max_tokens, generator=generator)

@@ -9,7 +9,7 @@ import torch
 
 from rlver.policies.chat import ChatFormat
 from rlver.policies.local import LocalPolicy
-from rlver.policies.sampler import Sampler
+from rlver.policies.sampler import Sampler, choose
 from rlver.serve.pieces import Piece, Teller
 
 
@@ -40,22 +40,23 @@ class Generator:
     def stream(self, ids: list[int], max_tokens: int, temperature: float, seed: int) -> Iterator[Piece]:
         """Sample an answer. One at a time: others wait."""
         with self._lock, torch.no_grad():
-            sampler = Sampler(self.policy.model, 1)
-            logits = sampler.feed([0], [ids])
+            sampler = Sampler(self.policy.model)
+            logits, length = sampler.feed([0], [0], [ids]), len(ids)
             draws = torch.rand((1, max_tokens), generator=torch.Generator().manual_seed(seed)).to(logits.device)
             told = Teller(self.policy.think)
             sampled: list[int] = []
             stops = self.policy.chat.stops
             for step in range(max_tokens):
-                (chosen,) = sampler.sample([0], logits, draws[:, step : step + 1], stops, temperature)
-                sampled += chosen.ids
+                token, _ = choose(logits, draws[:, step : step + 1], temperature)
+                sampled.append(int(token))
                 if sampled[-1] in stops or step + 1 == max_tokens:
                     break
                 # A character may be spread over tokens: half of one is not told.
                 text = self.policy.chat.decode(sampled)
                 if not text.endswith("\ufffd"):
                     yield from told.tell(text, len(sampled))
-                logits = sampler.feed([0], [chosen.ids])
+                logits = sampler.step(token, torch.tensor([[length]], device=token.device), length + 1)
+                length += 1
             finish = "stop" if sampled[-1] in stops else "length"
             yield from told.tell(self.policy.chat.decode(sampled), len(sampled), finish)
 

@@ -27,6 +27,7 @@ from rlver.core.seeds import derive
 from rlver.policies.decoder import make_logits
 from rlver.policies.exact import check_trace
 from rlver.policies.local import LocalPolicy, Trace
+from rlver.rollout import closing, run
 from rlver.train.advantages.estimate import estimate
 from rlver.train.config import TrainConfig
 from rlver.train.credit import turn_rewards
@@ -143,6 +144,7 @@ class Trainer:
         flat: list[Group] = []
         wanted, met = config.batch // config.rollouts, 0
         self.model.eval()
+        run(closing(self.policy.update_weights(), self.policy), self.policy.waits)
         for refill in range(1 + (config.refills if config.zero_variance == "refill" else 0)):
             meetings = self.curriculum.draw(step, wanted - len(groups), refill)
             place = (step, refill) if refill else (step,)

@@ -1,0 +1,193 @@
+"""How fast dialogues are sampled in this process: the engine against a bare loop, and against rounds in lockstep.
+
+The bare loop is the least that sampling can cost: the model's own forward passes over a cache of fixed size, and the
+likeliest token, for replies of equal length. Lockstep is how batches are often played: everybody samples, then every
+user reacts, and so on until the last dialogue of the batch is over. Models have random weights, and the end of a reply
+is as likely as 1 in 20 at every token, so replies are of very different length. All variants of a case run by turns in
+one process; figures are medians, and ratios of what waits for nobody are those of processor time, which busy
+neighbours hardly change.
+
+    python benchmarks/rollout_speed.py [--hidden 128] [--layers 2] [--dialogues 64] [--repeats 5] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import StaticCache
+
+from rlver.agents.base import Opening
+from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.emotion import get_preset
+from rlver.core.profile import Profile
+from rlver.core.seeds import derive
+from rlver.policies.engines.base import Sampling
+from rlver.policies.engines.local import LocalEngine
+from rlver.policies.local import LocalPolicy
+from rlver.rollout import play, run, together
+from rlver.stories.generate import generate
+from rlver.tiny.model import build_model
+from rlver.tiny.tokenizer import train_tokenizer
+
+# Nobody leaves early, so that every dialogue is six replies long.
+PATIENT = get_preset("sage").model_copy(
+    update={"name": "patient", "fails_below": -1.0, "ends_at_success": False, "replies": 6}
+)
+PROMPT, REPLY = 200, 48
+TARGET = 1.15
+
+
+class User:
+    """Tells one fact after the other; with a delay, as a user behind an endpoint does."""
+
+    identity = "benchmark"
+
+    def open(self, profile: Profile, seed: int) -> Opening:
+        return Opening(profile.story.facts[0].say, 0, False)
+
+    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+        facts = dialogue.profile.story.facts
+        return Reaction(change=0, utterance=facts[len(dialogue.turns) % len(facts)].say)
+
+
+class LateUser(User):
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
+
+    async def open(self, profile: Profile, seed: int) -> Opening:  # type: ignore[override]
+        await asyncio.sleep(self.delay)
+        return User.open(self, profile, seed)
+
+    async def react(self, dialogue: Dialogue, seed: int) -> Reaction:  # type: ignore[override]
+        await asyncio.sleep(self.delay)
+        return User.react(self, dialogue, seed)
+
+
+def sampled(policy: LocalPolicy) -> int:
+    return sum(len(reply.ids) for trace in policy.traces for reply in trace.replies)
+
+
+def refilled(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> int:
+    """As `rlver.rollout` plays. Returns the number of sampled tokens."""
+    play(profiles, policy, user, PATIENT, seed=3, slots=slots)
+    return sampled(policy)
+
+
+def lockstep(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> int:
+    """Batch after batch, round after round."""
+
+    async def batch(some: Sequence[Profile], first: int) -> int:
+        dialogues = [Dialogue(profile, PATIENT) for profile in some]
+        openings = await asyncio.gather(*(_later(user.open(profile, 0)) for profile in some))
+        for dialogue, opening in zip(dialogues, openings, strict=True):
+            dialogue.begin(*opening)
+        policy.start(dialogues, [derive(3, "policy", first + i) for i in range(len(some))])
+        while active := [i for i, dialogue in enumerate(dialogues) if dialogue.stop is None]:
+            raws = await policy.reply(active)
+            said = [i for i, raw in zip(active, raws, strict=True) if dialogues[i].reply(str(raw))]
+            reactions = await asyncio.gather(*(_later(user.react(dialogues[i], 0)) for i in said))
+            for i, reaction in zip(said, reactions, strict=True):
+                dialogues[i].react(reaction)
+        return sampled(policy)
+
+    return sum(asyncio.run(batch(profiles[i : i + slots], i)) for i in range(0, len(profiles), slots))
+
+
+async def _later(answer: Any) -> Any:
+    return await answer if asyncio.iscoroutine(answer) else answer
+
+
+def engine_alone(model: Any, prompts: list[list[int]]) -> int:
+    """Replies of equal length to prompts of equal length."""
+    engine = LocalEngine(model)
+
+    async def one(number: int) -> None:
+        await engine.reply(engine.open(), prompts[number], number, Sampling(1.0, REPLY, frozenset()))
+
+    run(together([one(number) for number in range(len(prompts))], waiting=False), waiting=False)
+    return len(prompts) * REPLY
+
+
+@torch.inference_mode()
+def bare_loop(model: Any, prompts: list[list[int]]) -> int:
+    """The same tokens by nothing but the model's forward pass over its own static cache, and argmax."""
+    cache = StaticCache(model.config, max_cache_len=PROMPT + REPLY)
+    ids, at = torch.tensor(prompts), torch.arange(PROMPT)
+    for _ in range(REPLY):
+        hidden = model.model(input_ids=ids, position_ids=at[None], past_key_values=cache).last_hidden_state
+        ids = model.lm_head(hidden[:, -1:])[:, 0].argmax(-1, keepdim=True)
+        at = at[-1:] + 1
+    return len(prompts) * REPLY
+
+
+def compare(name: str, variants: dict[str, Callable[[], int]], repeats: int, wall: bool = False) -> dict[str, Any]:
+    """Run variants by turns. The ratio is that of the first to the second: of seconds, or of the processor's."""
+    found: dict[str, list[tuple[float, float, int]]] = {variant: [] for variant in variants}
+    for variant, once in [*variants.items()] * repeats:
+        start, cpu = time.perf_counter(), time.process_time()
+        tokens = once()
+        found[variant].append((time.perf_counter() - start, time.process_time() - cpu, tokens))
+    medians = {variant: [median(column) for column in zip(*runs, strict=True)] for variant, runs in found.items()}
+    one, other = (figures[0 if wall else 1] for figures in medians.values())
+    told = (f"{v} {s:.2f} s ({cpu:.2f} s of processor, {n:,.0f} tokens)" for v, (s, cpu, n) in medians.items())
+    print(f"{name}\n    {', '.join(told)}; ratio {one / other:.2f}", flush=True)
+    keys = ("seconds", "processor_seconds", "tokens")
+    return {"case": name, "ratio": one / other} | {v: dict(zip(keys, f, strict=True)) for v, f in medians.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--dialogues", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    count, repeats = options.dialogues, options.repeats
+    profiles = generate("en", "train", count, 1)
+    tokenizer = train_tokenizer(
+        [fact.say for profile in generate("en", "train", 200, 0) for fact in profile.story.facts]
+    )
+    model = build_model(tokenizer, 0, options.hidden, options.layers, 4, options.hidden // 4, 3 * options.hidden).eval()
+
+    drawn = torch.randint(len(tokenizer), (count, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompts: list[list[int]] = drawn.tolist()
+
+    def versus(name: str, user: User, slots: int, max_tokens: int) -> dict[str, Any]:
+        def variant(how: Callable[..., int]) -> Callable[[], int]:
+            return lambda: how(LocalPolicy(model, tokenizer, "en", max_tokens=max_tokens), profiles, user, slots)
+
+        return compare(
+            name, {"lockstep": variant(lockstep), "refilled": variant(refilled)}, repeats, isinstance(user, LateUser)
+        )
+
+    alone = {"engine": lambda: engine_alone(model, prompts), "bare loop": lambda: bare_loop(model, prompts)}
+    results = [
+        compare(f"engine / bare loop (at most {TARGET})", alone, repeats),
+        versus("all at once, replies of equal length", User(), count, 24),
+    ]
+    end = torch.zeros(len(tokenizer))
+    end[tokenizer.eos_token_id] = math.log(len(tokenizer) / 20)
+    model.lm_head.register_forward_hook(lambda module, given, logits: logits + end)
+    results += [
+        versus("all at once, replies of any length", User(), count, 100),
+        versus(f"{count // 4} slots, replies of any length", User(), count // 4, 100),
+        *(versus(f"all at once, users take {t:g} s", LateUser(t), count, 100) for t in (0.05, 0.2)),
+    ]
+    if options.json:
+        settings = {"hidden": options.hidden, "layers": options.layers, "dialogues": count, "repeats": repeats}
+        options.json.write_text(json.dumps(settings | {"results": results}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
