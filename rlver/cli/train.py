@@ -189,7 +189,8 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
         if score := score_of(metrics, config.user):
             held_out = f", held-out {score}"
         done = step
-        shown = f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}, kl {metrics['kl']:.2f}{held_out}"
+        kl = f", kl {metrics['kl']:.2f}" if "kl" in metrics else ""
+        shown = f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}{kl}{held_out}"
         bar.update(step, config.steps, shown)
 
     def note(text: str) -> None:

@@ -28,11 +28,13 @@ from transformers import AutoModelForCausalLM
 
 import rlver.train.runs.run as run_module
 from rlver.cli.main import main
+from rlver.core.errors import RlverError
 from rlver.core.profile import write_profiles
 from rlver.core.transcript import Transcript
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
-from rlver.train.runs.run import Interrupted, run
+from rlver.train.runs.interrupt import Interrupted
+from rlver.train.runs.run import run
 
 
 @algos
@@ -127,7 +129,7 @@ def test_a_run_can_break_anywhere_and_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr("rlver.train.runs.checkpoint.save_file", full)
-        with pytest.raises(OSError):
+        with pytest.raises(RlverError, match=r"No space left on device.*--resume"):
             run(config, base, tmp_path, resume=True)
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-000002"]
     run(config, base, tmp_path, resume=True)

@@ -33,12 +33,13 @@ def save_policy(
     `rlver.json` in it says what it was trained for.
     """
     with whole_folder(folder) as part:
-        _write_policy(part, model, tokenizer, facts)
+        write_policy(part, model, tokenizer, facts)
 
 
-def _write_policy(
+def write_policy(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]
 ) -> None:
+    """Write the files of a policy folder, one by one; see `save_policy`."""
     folder.mkdir(exist_ok=True)
     # Set first: a model whose own settings contradict each other would refuse to be saved.
     model.generation_config = generation(tokenizer, facts)
@@ -102,7 +103,7 @@ class Checkpoints:
         """
         target = self.of(step)
         with whole_folder(target) as part:
-            _write_policy(part / "policy", model, tokenizer, facts)
+            write_policy(part / "policy", model, tokenizer, facts)
             if critic is not None:
                 save_file(_untied(critic), part / "critic.safetensors")
             for name, optimizer in optimizers.items():
@@ -155,17 +156,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Load the weights of a policy folder, in one file or in several, into a model of the same kind.
-
-    An adapter's weights go into the adapter of the model.
-    """
-    if (folder / "adapter_config.json").is_file():
-        from peft import set_peft_model_state_dict
-
-        found = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-        if found.unexpected_keys:
-            raise KeyError(f"tensors differ: {sorted(found.unexpected_keys)[:3]}")
-        return
+    """Load the weights of a policy folder, in one file or in several, into a model of the same kind."""
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from rlver.core.errors import RlverError
 from rlver.core.profile import Frozen
@@ -29,7 +29,7 @@ class Outcome(Frozen):
     """Step of the best evaluation; 0 if there was none."""
     best: Score | None = None
     """The best evaluation."""
-    tracker_failures: dict[str, int] = {}
+    tracker_failures: dict[str, int] = Field(default_factory=dict)
     """Records that a tracker did not take, by its name."""
 
     def write(self, folder: Path) -> None:

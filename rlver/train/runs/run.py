@@ -112,7 +112,7 @@ class _Run:
 
         self.checkpoints = Checkpoints(folder / "checkpoints")
         curriculum = getattr(self.trainer, "curriculum", None)
-        self.watch = CollapseWatch(config, reward=curriculum is None)
+        self.watch = CollapseWatch(config, reward=getattr(config, "curriculum", "none") == "none")
         self.best = Best(config.user)
         self.stateful: dict[str, Stateful] = {"best": self.best, "collapse": self.watch}
         if curriculum is not None:
