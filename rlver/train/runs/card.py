@@ -186,7 +186,6 @@ def _use(subject: Subject, base: str | None, adapter: bool) -> str:
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         f'model = AutoModelForCausalLM.from_pretrained("{name}")',
         "messages = [",
