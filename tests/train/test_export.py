@@ -213,3 +213,13 @@ def test_merging_needs_peft(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RlverError, match=r"pip install peft, or choose --format adapter"):
         export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for command, taught in (
+        ("export", "rlver export runs/mine --results"),
+        ("train", "--eval-every 10 --track mlflow"),
+    ):
+        assert main([command, "--help"]) == 0
+        assert taught in capsys.readouterr().out

@@ -237,19 +237,22 @@ def test_ctrl_c_saves(
     go_on(base, whole, tmp_path / "run", "ppo")
 
 
-def test_ctrl_c_in_any_moment_of_a_step_saves_it(base: Path, whole: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_any_moment_of_a_step_saves_it(
+    base: Path, whole: dict[str, Path], tmp_path: Path, kind: signal.Signals
+) -> None:
     """The signal comes while the progress is shown, after the place where checkpoints are due."""
 
     def interrupt(number: int, _: dict[str, float]) -> None:
         if number == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(kind)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(kind)
     with pytest.raises(Interrupted) as stop:
         run(quick(base), base, tmp_path, on_step=interrupt)
     done = len(lines(tmp_path))
     assert f"stopped after step {done};" in str(stop.value)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(kind) is before
     assert (tmp_path / "checkpoints" / f"step-{done:06d}").is_dir()
     run(quick(base), base, tmp_path, resume=True)
     assert same(tmp_path, whole["grpo"])
