@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlver.cli import bench, chat, demo, judge, leaderboard, profiles, sage, serve, train
+from rlver.cli import bench, chat, demo, export, judge, leaderboard, profiles, sage, serve, train
 from rlver.core.errors import RlverError
 from rlver.version import version
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, bench, leaderboard, chat, serve, profiles, judge, sage, demo):
+for command in (train, export, bench, leaderboard, chat, serve, profiles, judge, sage, demo):
     command.register(app)
 
 
@@ -46,7 +46,8 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (by default the process's own) and return its exit code.
 
-    0: done; 1: bad input or a failed resource, told in one sentence; 2: wrong usage; 130: interrupted.
+    0: done; 1: bad input or a failed resource, told in one sentence; 2: wrong usage; 3: a training that
+    collapsed; 130: interrupted.
     """
     # Threads that spin while they wait cost more than they save on few cores; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

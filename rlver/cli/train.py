@@ -16,6 +16,9 @@ from rlver.core.profile import Language
 from rlver.train.credit import Credit
 from rlver.train.settings import Algorithm
 
+COLLAPSED = 3
+"""Exit code of a training that stopped because its policy had collapsed."""
+
 if TYPE_CHECKING:
     from rlver.train.config import TrainConfig
 
@@ -57,6 +60,16 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Everything random is drawn from this number.")] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Evaluate on held-out users (not the benchmark's) each N steps and keep the best; 0: never."
+        ),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Also show the run in wandb, trackio or mlflow (offline); give it again for several."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting as key=value, for example --set lr=5e-4.")
     ] = None,
@@ -69,7 +82,11 @@ def train(
     """Train a policy with GRPO or PPO on the emotions of simulated users.
 
     The run's folder holds its config, metrics.jsonl, TensorBoard events, sample dialogues, checkpoints and the
-    trained policy. Ctrl-C saves; --resume goes on to the same numbers as if nothing had happened.
+    trained policy in policy/. Ctrl-C saves; --resume goes on to the same numbers as if nothing had happened.
+
+    With --eval-every, held-out users measure the policy while it learns, and best/ holds the best one. A policy that
+    collapses (entropy gone, far from where it started, the same reply over and over) ends the run with exit code 3;
+    policy/ is then the last sound one.
 
     Examples:
 
@@ -77,10 +94,15 @@ def train(
 
       rlver train --policy my-model --set lr=1e-6 --set batch=32 --set max_tokens=512 --out runs/mine
 
+      rlver train --steps 60 --eval-every 10 --track mlflow --set eval_n=100 --set keep_last=3
+
       rlver train --out runs/mine --resume
     """
     from rlver.train.config import load_config
-    from rlver.train.runs.run import profiles_of, stored_config
+    from rlver.train.runs.files import stored_config
+    from rlver.train.runs.outcome import read_outcome
+    from rlver.train.runs.profiles import evaluation_profiles, profiles_of
+    from rlver.train.runs.trackers import check_trackers
 
     if resume and out is None:
         raise RlverError("--resume needs --out: say which run to go on with.")
@@ -96,22 +118,34 @@ def train(
         "profiles": str(profiles) if profiles else None,
         "steps": steps,
         "seed": seed,
+        "eval_every": eval_every,
+        "trackers": track or None,
     }
     if resume and config is None and (folder / "config.json").is_file():
         given = {key: value for key, value in options.items() if value is not None}
         options = stored_config(folder) | given
     chosen = load_config(config, settings or [], options)
-    profiles_of(chosen)  # a broken file is told before minutes of pretraining
+    # What is wrong with files and trackers is told before minutes of pretraining.
+    profiles_of(chosen)
+    evaluation_profiles(chosen)
+    check_trackers(chosen.trackers)
     metrics = train_with_progress(chosen, folder, resume)
     trained = folder / "policy"
+    outcome = read_outcome(folder)
     if as_json:
-        typer.echo(json.dumps({"run": str(folder), "policy": str(trained), "metrics": metrics}, indent=2))
+        told = {"run": str(folder), "policy": str(trained), "metrics": metrics, "outcome": outcome.model_dump()}
+        typer.echo(json.dumps(told, indent=2))
         return
+    if outcome.verdict:
+        typer.echo(outcome.verdict)
+    for tracker, count in outcome.tracker_failures.items():
+        typer.echo(f"The tracker {tracker} did not take {count} records.", err=True)
     typer.echo(
         f"Trained policy: {trained}\nMetrics: {folder / 'metrics.jsonl'}\n"
         f"Before and after: rlver bench --policy {folder / 'base'} --policy {trained}"
         f" --language {chosen.language} --user {chosen.user}\n"
-        f"Curves: tensorboard --logdir {folder / 'tensorboard'}"
+        f"Curves: tensorboard --logdir {folder / 'tensorboard'}\n"
+        f"A folder to share: rlver export {folder} --out {folder / 'export'}"
     )
 
 
@@ -139,27 +173,41 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
         base: folder of the policy to start from; by default what `config.policy` names.
 
     Raises:
-        typer.Exit: stopped by Ctrl-C, with the state saved (exit code 130).
+        typer.Exit: stopped by Ctrl-C (exit code 130) or by a collapse (3), with the state saved.
     """
     from rlver.cli.progress import Steps
-    from rlver.train.runs.run import Interrupted, run
+    from rlver.train.runs.collapse import Collapsed
+    from rlver.train.runs.evaluation import score_of
+    from rlver.train.runs.interrupt import Interrupted
+    from rlver.train.runs.run import run
 
     if base is None:
         base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)
     last: dict[str, float] = {}
+    done = 0
+    shown = held_out = ""
 
     def show(step: int, metrics: dict[str, float]) -> None:
+        nonlocal done, shown, held_out
         last.update(metrics)
-        bar.update(
-            step,
-            config.steps,
-            f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}, kl {metrics['kl']:.2f}",
-        )
+        if score := score_of(metrics, config.user):
+            held_out = f", held-out {score}"
+        done = step
+        kl = f", kl {metrics['kl']:.2f}" if "kl" in metrics else ""
+        shown = f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}{kl}{held_out}"
+        bar.update(step, config.steps, shown)
+
+    def note(text: str) -> None:
+        if done:
+            bar.update(done, config.steps, f"{shown}; {text}")
 
     try:
         with Steps(f"Training ({config.algo}, {config.credit} credit)") as bar:
-            run(config, base, folder, resume=resume, on_step=show)
+            run(config, base, folder, resume=resume, on_step=show, on_note=note)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise typer.Exit(130) from None
+    except Collapsed as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(COLLAPSED) from None
     return last

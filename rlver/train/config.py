@@ -51,6 +51,8 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
         values["max_tokens"] = 80
     if values.get("algo") == "dr-grpo" and "weighting" not in values:
         values["weighting"] = "constant"
+    if values.get("engine", "local") != "local" and "importance_cap" not in values:
+        values["importance_cap"] = 2.0
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:

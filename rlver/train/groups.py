@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rlver.agents.base import SentientAgent, UserType
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import Preset
+from rlver.core.errors import RlverError
 from rlver.core.seeds import derive
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.rollout import play
@@ -36,11 +37,22 @@ def play_groups(
     policy: LocalPolicy,
     agents: Mapping[UserType, SentientAgent],
     preset: Preset,
-    *,
+    slots: int | None,
     seed: int,
     place: tuple[int, ...],
 ) -> list[Group]:
-    """Play `size` rollouts of each meeting, all in one batch. `place` says where in the run of `seed` we are."""
+    """Play `size` rollouts of each meeting, all in one batch.
+
+    A dialogue that failed (its user or its sampler could not be reached or read) has no reward, and leaves nothing to
+    compare the others of its group with: such groups are left out.
+
+    Args:
+        slots: most dialogues at work at once.
+        place: where in the run of `seed` we are.
+
+    Raises:
+        RlverError: not one group is left.
+    """
     everyone = [meeting for meeting in meetings for _ in range(size)]
     dialogues = play(
         [meeting.profile for meeting in everyone],
@@ -49,8 +61,18 @@ def play_groups(
         preset,
         seed=derive(seed, "rollout", *place),
         user_seeds=[derive(seed, "user", *place, i // size) for i in range(len(everyone))],
+        slots=slots,
     )
-    return [
+    groups = [
         Group(meeting, dialogues[start : start + size], policy.traces[start : start + size])
         for meeting, start in zip(meetings, range(0, len(everyone), size), strict=True)
     ]
+    sound = [group for group in groups if not any(map(_failed, group.dialogues))]
+    if not sound:
+        failed = next(filter(_failed, dialogues))
+        raise RlverError(f"nothing of step {place[0] + 1} can be learned from: a dialogue failed ({failed.error}).")
+    return sound
+
+
+def _failed(dialogue: Dialogue) -> bool:
+    return dialogue.stop is None or not dialogue.stop.scored

@@ -14,6 +14,7 @@ import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.policies.decoder import make_logits
+from rlver.policies.engines.resolve import LOCAL, resolve_engine
 from rlver.policies.exact import check_trace
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.rollout import closing, run
@@ -78,12 +80,14 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase,
         agents: SentientAgent | Mapping[UserType, SentientAgent],
         profiles: Sequence[Profile] | None = None,
+        weights: Path | None = None,
     ) -> None:
         """Make ready to train.
 
         Args:
             agents: the simulated user, or one for each type of user that the curriculum draws.
             profiles: those to train on; by default they are generated from the training stories.
+            weights: folder through which a sampling server gets the weights.
         """
         self.config = config
         self.model = model
@@ -96,6 +100,7 @@ class Trainer:
             think=config.think,
             max_tokens=config.max_tokens,
             temperature=config.temperature,
+            engine=None if config.engine == LOCAL else resolve_engine(config.engine, model, weights=weights),
         )
         self.reference = copy.deepcopy(model).requires_grad_(False)
         self.critic = Critic(model) if config.algo == "ppo" else None
@@ -142,22 +147,25 @@ class Trainer:
         config = self.config
         groups: list[Group] = []
         flat: list[Group] = []
-        wanted, met = config.batch // config.rollouts, 0
+        wanted, met, failed = config.batch // config.rollouts, 0, 0
         self.model.eval()
         run(closing(self.policy.update_weights(), self.policy), self.policy.waits)
         for refill in range(1 + (config.refills if config.zero_variance == "refill" else 0)):
             meetings = self.curriculum.draw(step, wanted - len(groups), refill)
             place = (step, refill) if refill else (step,)
             played = play_groups(
-                meetings, config.rollouts, self.policy, self.agents, self.preset, seed=config.seed, place=place
+                meetings, config.rollouts, self.policy, self.agents, self.preset, config.slots, config.seed, place
             )
             self.curriculum.observe([(group.meeting, group.dialogues) for group in played])
-            met += len(played)
+            met += len(meetings)
+            failed += config.rollouts * (len(meetings) - len(played))
             flat += [group for group in played if not group.varies(config.credit)]
             groups += [group for group in played if config.zero_variance == "keep" or group.varies(config.credit)]
             if len(groups) == wanted:
                 break
-        metrics = {"zero_variance_groups": len(flat) / met} if config.rollouts > 1 else {}
+        metrics = {"failed": float(failed)} if failed else {}
+        if config.rollouts > 1:
+            metrics["zero_variance_groups"] = len(flat) / met
         # Where nobody teaches anything, the divergence is held down at least.
         return groups or flat, metrics | self.curriculum.metrics()
 

@@ -28,11 +28,13 @@ from transformers import AutoModelForCausalLM
 
 import rlver.train.runs.run as run_module
 from rlver.cli.main import main
+from rlver.core.errors import RlverError
 from rlver.core.profile import write_profiles
 from rlver.core.transcript import Transcript
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
-from rlver.train.runs.run import Interrupted, run
+from rlver.train.runs.interrupt import Interrupted
+from rlver.train.runs.run import run
 
 
 @algos
@@ -127,7 +129,7 @@ def test_a_run_can_break_anywhere_and_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr("rlver.train.runs.checkpoint.save_file", full)
-        with pytest.raises(OSError):
+        with pytest.raises(RlverError, match=r"No space left on device.*--resume"):
             run(config, base, tmp_path, resume=True)
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-000002"]
     run(config, base, tmp_path, resume=True)
@@ -235,19 +237,22 @@ def test_ctrl_c_saves(
     go_on(base, whole, tmp_path / "run", "ppo")
 
 
-def test_ctrl_c_in_any_moment_of_a_step_saves_it(base: Path, whole: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_any_moment_of_a_step_saves_it(
+    base: Path, whole: dict[str, Path], tmp_path: Path, kind: signal.Signals
+) -> None:
     """The signal comes while the progress is shown, after the place where checkpoints are due."""
 
     def interrupt(number: int, _: dict[str, float]) -> None:
         if number == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(kind)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(kind)
     with pytest.raises(Interrupted) as stop:
         run(quick(base), base, tmp_path, on_step=interrupt)
     done = len(lines(tmp_path))
     assert f"stopped after step {done};" in str(stop.value)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(kind) is before
     assert (tmp_path / "checkpoints" / f"step-{done:06d}").is_dir()
     run(quick(base), base, tmp_path, resume=True)
     assert same(tmp_path, whole["grpo"])

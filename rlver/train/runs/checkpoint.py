@@ -1,13 +1,13 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped, in safetensors and JSON.
 
 Random numbers need no saving: whatever is drawn in a step is drawn from the run's seed and the number of the step.
+So are the profiles of a step; and the learning rates follow from its number. What does have state is a small
+dictionary in state.json: the best evaluation so far, the windows that watch for a collapse, the curriculum.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,70 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
+from rlver.policies.resolve import FOLDER_FILE
 from rlver.train.models.critic import Critic
-
-_KEEP = 2
+from rlver.train.runs.files import remove, whole_folder
 
 
 def save_policy(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]
 ) -> None:
-    """Save a policy as a folder that `transformers` loads, with `rlver.json` saying what it was trained for."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Save a policy as a folder that `transformers` loads and samples from as we did; an older folder is replaced.
+
+    `rlver.json` in it says what it was trained for.
+    """
+    with whole_folder(folder) as part:
+        write_policy(part, model, tokenizer, facts)
+
+
+def write_policy(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]
+) -> None:
+    """Write the files of a policy folder, one by one; see `save_policy`."""
+    folder.mkdir(exist_ok=True)
+    # Set first: a model whose own settings contradict each other would refuse to be saved.
+    model.generation_config = generation(tokenizer, facts)
     model.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)  # an adapter does not bring it along
     tokenizer.save_pretrained(folder)
-    (folder / "rlver.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / FOLDER_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def generation(tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]) -> GenerationConfig:
+    """How to sample as in training: at its temperature from the whole distribution, up to the closing mark."""
+    stop = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=True,
+        temperature=facts.get("temperature", 1.0),
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=facts.get("max_tokens", 256),
+        eos_token_id=stop,
+        pad_token_id=stop if pad is None else pad,
+    )
 
 
 class Checkpoints:
-    """The checkpoints of a run, in one folder; the last two are kept."""
+    """The checkpoints of a run, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def all(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-??????"))
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(self.folder.glob("step-??????"))
-        return found[-1] if found else None
+        return next(reversed(self.all()), None)
+
+    def before(self, step: int) -> Path | None:
+        """The newest complete checkpoint after less than `step` steps."""
+        return next((found for found in reversed(self.all()) if step_of(found) < step), None)
 
     def of(self, step: int) -> Path:
         """Where the checkpoint after so many steps lies, or will."""
@@ -58,49 +94,80 @@ class Checkpoints:
         facts: dict[str, Any],
         critic: Critic | None,
         optimizers: Mapping[str, Optimizer],
+        state: Mapping[str, Any],
     ) -> Path:
-        """Write the state after `step` steps. It appears under its name only when it is whole."""
+        """Write what there is after `step` steps. It appears under its name only when it is whole.
+
+        Raises:
+            RlverError: it cannot be written, for example on a full disk; the checkpoints before it are kept.
+        """
         target = self.of(step)
-        part = self.folder / f".part-{step:06d}"
-        shutil.rmtree(part, ignore_errors=True)
-        save_policy(part / "policy", model, tokenizer, facts)
-        if critic is not None:
-            save_file(_untied(critic), part / "critic.safetensors")
-        for name, optimizer in optimizers.items():
-            save_file(_optimizer_tensors(optimizer), part / f"{name}.safetensors")
-        (part / "state.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(part, target)
-        for old in sorted(self.folder.glob("step-??????"))[:-_KEEP]:
-            shutil.rmtree(old)
+        with whole_folder(target) as part:
+            write_policy(part / "policy", model, tokenizer, facts)
+            if critic is not None:
+                save_file(_untied(critic), part / "critic.safetensors")
+            for name, optimizer in optimizers.items():
+                save_file(_optimizer_tensors(optimizer), part / f"{name}.safetensors")
+            (part / "state.json").write_text(json.dumps({"step": step, **state}) + "\n", encoding="utf-8")
         return target
+
+    def prune(self, keep: int, recent: int = 0) -> None:
+        """Delete all but the last `keep` checkpoints, the newest from before the last `recent` steps, and its heir.
+
+        So there is always one from before them, if there ever was, and it is at most twice as old as it must be
+        plus the steps between two checkpoints.
+        """
+        found = self.all()
+        limit = step_of(found[-1]) - recent
+        older = [path for path in found if step_of(path) <= limit]
+        spared = {*found[-keep:], *older[-1:], *found[len(older) : len(older) + 1]} if recent else {*found[-keep:]}
+        for path in found:
+            if path not in spared:
+                remove(path)
 
     def load(
         self, folder: Path, model: PreTrainedModel, critic: Critic | None, optimizers: Mapping[str, Optimizer]
-    ) -> int:
-        """Restore a checkpoint into these objects and return its step.
+    ) -> dict[str, Any]:
+        """Restore a checkpoint into these objects and return its state, with the number of steps done as `step`.
 
         Raises:
             RlverError: the checkpoint is damaged or belongs to another model.
         """
         try:
-            step = _read_step(folder / "state.json")
-            _load_into(model, load_file(folder / "policy" / "model.safetensors"))
+            state = _read_state(folder / "state.json")
+            load_weights(model, folder / "policy")
             if critic is not None:
                 _load_into(critic, load_file(folder / "critic.safetensors"))
             for name, optimizer in optimizers.items():
                 _restore_optimizer(optimizer, load_file(folder / f"{name}.safetensors"))
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise RlverError(f"{folder}: this checkpoint is damaged ({error}).") from None
+            raise RlverError(
+                f"{folder}: this checkpoint is damaged ({error}); delete it to go on from the one before."
+            ) from None
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise RlverError(f"{folder}: this checkpoint belongs to another model ({reason}).") from None
-        return step
+        return state
 
 
-def _read_step(file: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The steps after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Load the weights of a policy folder, in one file or in several, into a model of the same kind."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    _load_into(model, {name: tensor for file in names for name, tensor in load_file(folder / file).items()})
+
+
+def _read_state(file: Path) -> dict[str, Any]:
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["step"])
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return state | {"step": int(state["step"])}
     except (ValueError, KeyError, TypeError):
         raise OSError(f"{file.name} holds no step") from None
 

@@ -1,47 +1,46 @@
 """A training run as files: config, metrics, checkpoints, sample dialogues, and the trained policy.
 
-config.json      the whole configuration, versions and the identity of the simulated user
-metrics.jsonl    one line a step; the same command gives the same lines
+config.json      the whole configuration, versions, the identities of the simulated users
+metrics.jsonl    one line a step, evaluations included; the same command gives the same lines
 timing.jsonl     seconds and tokens a second, which never are the same twice
-tensorboard/     both, for TensorBoard
-samples.jsonl    a few transcripts every ten steps
+samples.jsonl    a few transcripts every `sample_every` steps
+tensorboard/     all of them, for TensorBoard
 base/            the policy that the run started from
-checkpoints/     the last two
-policy/          the trained policy
+checkpoints/     the last `keep_last`
+best/            the policy with the best evaluation, with `eval_every`
+policy/          the trained policy: the last, or after a collapse the last sound one
+outcome.json     how the run ended
+trackers.json    what it is known by to other trackers
 """
 
 from __future__ import annotations
 
-import json
-import signal
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from rlver.agents import EmbeddedAgent
-from rlver.agents.base import SentientAgent, UserType
-from rlver.core.errors import RlverError
-from rlver.core.jsonl import read_objects
-from rlver.core.profile import Profile, read_profiles
+from rlver.benchmark.report import transcript_text
+from rlver.core.dialogue import Dialogue
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
 from rlver.policies.local import load_model
-from rlver.train.runs.checkpoint import Checkpoints, save_policy
 from rlver.train.config import TrainConfig
+from rlver.train.runs.checkpoint import Checkpoints, save_policy
+from rlver.train.runs.collapse import Collapsed, CollapseWatch, Verdict
+from rlver.train.runs.evaluation import Best, Evaluator
+from rlver.train.runs.files import append, claim, cut, whole_folder, write_json
+from rlver.train.runs.interrupt import Interrupted, stop_on_signal
+from rlver.train.runs.outcome import Outcome
+from rlver.train.runs.profiles import profiles_of
+from rlver.train.runs.trackers import Trackers, check_trackers
+from rlver.train.runs.users import users_of
 from rlver.train.trainer import Trainer
 from rlver.version import version
-
-_SAMPLE_EVERY = 10
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state."""
 
 
 def run(
@@ -51,6 +50,7 @@ def run(
     *,
     resume: bool = False,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Path:
     """Train `base` as `config` says, with everything in `folder`. Returns the folder of the trained policy.
 
@@ -58,174 +58,209 @@ def run(
         base: folder of the policy to start from.
         resume: go on from the last checkpoint in `folder`, if there is one.
         on_step: called with (steps done, metrics) after each step.
+        on_note: called with what goes on between steps, in a few words.
 
     Raises:
-        RlverError: the folder holds another run, or a checkpoint does not fit.
+        RlverError: the folder holds another run, a checkpoint does not fit, a tracker is missing, the disk is full.
         Interrupted: Ctrl-C; the state was saved.
+        Collapsed: the policy collapsed; the state was saved.
     """
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(derive(config.seed, "torch"))
-    checkpoints = Checkpoints(folder / "checkpoints")
-    _claim(folder, config, resume)
-    start_from = folder / "base"
-    source = start_from if resume and start_from.is_dir() else base
-    model, tokenizer = load_model(source)
-    types = [config.user] if config.curriculum == "none" else get_args(UserType)
-    agents: dict[UserType, SentientAgent] = {user: EmbeddedAgent(config.language, user, "train") for user in types}
-    identity = " + ".join(agent.identity for agent in agents.values())
-    profiles = profiles_of(config)
-    facts: dict[str, Any] = {
-        "version": version(),
-        "think": config.think,
-        "language": config.language,
-        "user": identity,
-        "preset": config.preset,
-        "prompt": None,
-        "algo": config.algo,
-        "credit": config.credit,
-        "seed": config.seed,
-        "max_tokens": config.max_tokens,
-        "temperature": config.temperature,
-    }
-    trainer = Trainer(config, model, tokenizer, agents, profiles)
-    facts["prompt"] = trainer.policy.prompt_hash
-    if source is base:
-        save_policy(start_from, model, tokenizer, facts | {"algo": None})
-    versions = {"rlver": version()} | {name: installed(name) for name in ("torch", "transformers")}
-    _write_json(folder / "config.json", {"config": config.model_dump(), "versions": versions, **facts})
+    return _Run(config, base, folder, resume, on_step or (lambda *_: None), on_note or (lambda _: None)).go()
 
-    done = 0
-    latest = checkpoints.latest() if resume else None
-    if latest is not None:
-        done = checkpoints.load(latest, model, trainer.critic, trainer.optimizers)
-    for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl"):
-        _cut(folder / name, done)
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
-    def save(step: int) -> None:
-        checkpoints.save(step, model, tokenizer, facts, trainer.critic, trainer.optimizers)
+class Stateful(Protocol):
+    """What a checkpoint keeps besides weights. The state goes through JSON."""
 
-    try:
-        with _stop_on_signal() as asked_to_stop:
-            for step in range(done, config.steps):
-                began = time.perf_counter()
-                metrics, dialogues = trainer.step(step)
-                seconds = time.perf_counter() - began
-                number = step + 1
-                _append(folder / "metrics.jsonl", {"step": number, **metrics})
-                timing = {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
-                _append(folder / "timing.jsonl", {"step": number, **timing})
-                for name, value in (metrics | timing).items():
-                    writer.add_scalar(name, value, number)
-                if number % _SAMPLE_EVERY == 0 or number == config.steps:
-                    for dialogue in dialogues[:: max(1, len(dialogues) // 4)][:4]:
-                        transcript = record(
-                            dialogue,
-                            policy=f"step-{number}",
-                            user=identity,
-                            prompt=facts["prompt"],
-                            seed=config.seed,
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        base: Path,
+        folder: Path,
+        resume: bool,
+        on_step: Callable[[int, dict[str, float]], None],
+        on_note: Callable[[str], None],
+    ) -> None:
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(derive(config.seed, "torch"))
+        self.config, self.folder, self._on_step, self._on_note = config, folder, on_step, on_note
+        check_trackers(config.trackers)
+        profiles = profiles_of(config)
+        self.evaluator = Evaluator(config) if config.eval_every else None
+        claim(folder, config, resume)
+        start_from = folder / "base"
+        source = start_from if resume and start_from.is_dir() else base
+        model, self.tokenizer = load_model(source)
+        users = users_of(config)
+        self.identity = " + ".join(user.identity for user in users.values())
+        self.trainer = Trainer(config, model, self.tokenizer, users, profiles, folder / "weights")
+        self.facts = self._facts()
+        if source is base:
+            save_policy(start_from, model, self.tokenizer, self.facts | {"algo": None})
+        versions = {"rlver": version()} | {name: installed(name) for name in ("torch", "transformers")}
+        evaluation = {"evaluation": self.evaluator.facts} if self.evaluator else {}
+        description = {"config": config.model_dump(), "versions": versions, **self.facts, **evaluation}
+        write_json(folder / "config.json", description)
+
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.watch = CollapseWatch(config, reward=config.curriculum == "none")
+        self.best = Best(config.user)
+        self.stateful: dict[str, Stateful] = {
+            "best": self.best,
+            "collapse": self.watch,
+            "curriculum": self.trainer.curriculum,
+        }
+        self.done = self._restore() if resume else 0
+        for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl"):
+            cut(folder / name, self.done)
+        self.trackers = Trackers(config.trackers, folder, description["config"], self.done)
+
+    def go(self) -> Path:
+        """Do the steps that are left."""
+        stop = self.config.stop_on_collapse
+        try:
+            with stop_on_signal() as asked_to_stop:
+                for number in range(self.done + 1, self.config.steps + 1):
+                    if stop and self.watch.verdict:
+                        break
+                    metrics = self._step(number)
+                    if self._due(number, self.config.save_every) or asked_to_stop() or (stop and self.watch.verdict):
+                        self._save()
+                    self._on_step(number, metrics)
+                    if asked_to_stop() and number < self.config.steps:
+                        if self.checkpoints.latest() != self.checkpoints.of(number):
+                            self._save()
+                        raise Interrupted(
+                            f"stopped after step {number}; state saved in {self.folder}. Go on with --resume."
                         )
-                        _append(folder / "samples.jsonl", {"step": number, **transcript.model_dump(mode="json")})
-                if number % config.save_every == 0 or number == config.steps or asked_to_stop():
-                    save(number)
-                if on_step:
-                    on_step(number, metrics)
-                if asked_to_stop() and number < config.steps:
-                    if checkpoints.latest() != checkpoints.of(number):
-                        save(number)
-                    raise Interrupted(f"stopped after step {number}; state saved in {folder}. Go on with --resume.")
-    finally:
-        writer.close()
-    save_policy(folder / "policy", model, tokenizer, facts)
-    return folder / "policy"
+        finally:
+            self.trackers.close()
+        if stop and self.watch.verdict:
+            raise Collapsed(self._fall_back(self.watch.verdict))
+        self._save_policy("policy")
+        self._outcome("last").write(self.folder)
+        return self.folder / "policy"
 
+    def _step(self, number: int) -> dict[str, float]:
+        """Do step `number` (from 1) and write down what it brought."""
+        torch.manual_seed(derive(self.config.seed, "torch", number))  # for models with dropout
+        began = time.perf_counter()
+        metrics, dialogues = self.trainer.step(number - 1)
+        seconds = time.perf_counter() - began
+        timing = {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+        if self.evaluator and self._due(number, self.config.eval_every):
+            began = time.perf_counter()
+            metrics |= self.evaluator.run(self.trainer.policy, lambda text: self._on_note(f"evaluating: {text}"))
+            timing["evaluation_seconds"] = time.perf_counter() - began
+        append(self.folder / "metrics.jsonl", {"step": number, **metrics})
+        append(self.folder / "timing.jsonl", {"step": number, **timing})
+        self.trackers.log(number, metrics | timing)
+        if self._due(number, self.config.sample_every):
+            self._sample(number, dialogues)
+        self.done = number
+        self.watch.take(metrics)
+        if self.best.take(number, metrics) and self.config.keep_best:
+            self._save_policy("best")
+        return metrics
 
-def profiles_of(config: TrainConfig) -> list[Profile] | None:
-    """The profiles of the file that the run trains on; None if they are generated.
+    def _due(self, number: int, every: int) -> bool:
+        return every > 0 and (number % every == 0 or number == self.config.steps)
 
-    Raises:
-        RlverError: the file is broken, or its profiles are in another language.
-    """
-    if config.profiles is None:
-        return None
-    profiles = read_profiles(Path(config.profiles))
-    if any(profile.language != config.language for profile in profiles):
-        raise RlverError(f"{config.profiles}: holds profiles that are not in {config.language!r}; set --language.")
-    return profiles
+    def _sample(self, number: int, dialogues: Sequence[Dialogue]) -> None:
+        """Show up to four dialogues of a step, of different profiles."""
+        for i, dialogue in enumerate(dialogues[:: max(1, len(dialogues) // 4)][:4]):
+            transcript = record(
+                dialogue,
+                policy=f"step-{number}",
+                user=self.identity,
+                prompt=self.facts["prompt"],
+                seed=self.config.seed,
+            )
+            append(self.folder / "samples.jsonl", {"step": number, **transcript.model_dump(mode="json")})
+            self.trackers.text(number, f"samples/{i + 1}", transcript_text(transcript, dialogue.preset.start).plain)
 
+    def _save(self) -> None:
+        trainer = self.trainer
+        state = {name: thing.state_dict() for name, thing in self.stateful.items()}
+        self.checkpoints.save(
+            self.done, trainer.model, self.tokenizer, self._note(), trainer.critic, trainer.optimizers, state
+        )
+        self.checkpoints.prune(self.config.keep_last, self.watch.memory if self.config.stop_on_collapse else 0)
 
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The configuration that a run was started with. Raises RlverError if it cannot be read."""
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RlverError(f"{file}: this is no configuration of a run ({error}).") from None
-    if not isinstance(config, dict):
-        raise RlverError(f"{file}: this is no configuration of a run.")
-    return config
+    def _restore(self) -> int:
+        """Go on from the last checkpoint; returns the steps that it has behind it."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return 0
+        trainer = self.trainer
+        state = self.checkpoints.load(latest, trainer.model, trainer.critic, trainer.optimizers)
+        for name, thing in self.stateful.items():
+            if name in state:  # a run of an earlier version has none
+                thing.load_state_dict(state[name])
+        return int(state["step"])
 
+    def _fall_back(self, verdict: Verdict) -> str:
+        """Make the last sound policy the result, and say so."""
+        name, why = self._sound(verdict.healthy)
+        with whole_folder(self.folder / "policy") as part:
+            shutil.copytree(self.folder / name, part, dirs_exist_ok=True)
+        self._outcome(name, verdict.sentence).write(self.folder)
+        return (
+            f"The policy collapsed: {verdict.sentence}; the state is saved in {self.folder}, and policy/ is that of "
+            f"{name} ({why}). Try a lower lr (now {self.config.lr:g}) or a higher kl (now {self.config.kl:g}); "
+            "--resume --set stop_on_collapse=false goes on all the same."
+        )
 
-def _claim(folder: Path, config: TrainConfig, resume: bool) -> None:
-    """Make the folder ours: a new one, or one that holds this very run."""
-    file = folder / "config.json"
-    if file.is_file():
-        if not resume:
-            raise RlverError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out.")
-        stored = stored_config(folder)
-        current = json.loads(config.model_dump_json())
-        changed = [
-            f"{key}: {stored.get(key)!r} -> {current[key]!r}" for key in current if stored.get(key) != current[key]
-        ]
-        changed = [line for line in changed if not line.startswith("steps:")]
-        if changed:
-            raise RlverError(f"{folder}: the run was started with another configuration ({'; '.join(changed)}).")
-    folder.mkdir(parents=True, exist_ok=True)
+    def _sound(self, healthy: int) -> tuple[str, str]:
+        """The folder with the last policy that is sound, and what it is; `healthy` is the last sound step."""
+        if self.best.step and (self.folder / "best").is_dir():
+            return "best", f"step {self.best.step}, held-out score {self.best.score}"
+        if found := self.checkpoints.before(healthy + 1):
+            return f"checkpoints/{found.name}/policy", "the last from before it"
+        if healthy >= self.config.save_every and (found := self.checkpoints.before(self.done)):
+            return f"checkpoints/{self.checkpoints.all()[0].name}/policy", "the oldest that is left"
+        return "base", "nothing was saved before it"
 
+    def _outcome(self, source: str, collapse: str = "") -> Outcome:
+        best = self.best
+        return Outcome(
+            steps=self.done,
+            source=source,
+            collapse=collapse,
+            score=best.last if best.last_step == self.done else None,
+            best_step=best.step,
+            best=best.score if best.step else None,
+            tracker_failures=dict(self.trackers.failures),
+        )
 
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C lets the step in hand be finished and saved; the second stops at once."""
-    asked = False
+    def _save_policy(self, name: str) -> None:
+        save_policy(self.folder / name, self.trainer.model, self.tokenizer, self._note())
 
-    def ask(*_: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+    def _note(self) -> dict[str, Any]:
+        return self.facts | {"step": self.done}
 
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _append(file: Path, record: dict[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _cut(file: Path, steps: int) -> None:
-    """Drop the lines after step `steps`: what follows will be done again. A line cut off by a crash goes too."""
-    if not file.is_file():
-        return
-    kept = []
-    try:
-        for _, record in read_objects(file):
-            if record["step"] <= steps:
-                kept.append(json.dumps(record, ensure_ascii=False) + "\n")
-    except RlverError:
-        pass  # only the last line can be broken, and it is to be done again
-    file.write_text("".join(kept), encoding="utf-8")
-
-
-def _write_json(file: Path, record: dict[str, Any]) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(file)
+    def _facts(self) -> dict[str, Any]:
+        """What a policy's folder says of itself."""
+        config = self.config
+        return {
+            "version": version(),
+            "think": config.think,
+            "language": config.language,
+            "user": self.identity,
+            "preset": config.preset,
+            "prompt": self.trainer.policy.prompt_hash,
+            "algo": config.algo,
+            "credit": config.credit,
+            "seed": config.seed,
+            "max_tokens": config.max_tokens,
+            "temperature": config.temperature,
+        }

@@ -1,0 +1,141 @@
+"""The files of a run, written so that a kill in any moment leaves them whole or mendable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from rlver.core.errors import RlverError
+from rlver.train.config import TrainConfig
+
+_MAY_CHANGE = {
+    "steps", "save_every", "keep_last", "keep_best", "sample_every", "trackers", "eval_every", "stop_on_collapse",
+    "collapse_window", "collapse_entropy", "collapse_kl", "collapse_repeated", "collapse_bad_format",
+    "collapse_reward", "collapse_patience",
+}  # fmt: skip
+"""Settings that decide what a run leaves behind or when it ends, but not what is learned in a step."""
+
+
+def claim(folder: Path, config: TrainConfig, resume: bool) -> None:
+    """Make the folder ours: a new one, or one that holds this very run.
+
+    Raises:
+        RlverError: it holds a run that was not to be resumed, or one with other settings.
+    """
+    if (folder / "config.json").is_file():
+        if not resume:
+            raise RlverError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out.")
+        defaults = json.loads(TrainConfig.model_validate({}).model_dump_json())
+        stored = defaults | stored_config(folder)  # a run of an earlier version lacks what came later
+        current = json.loads(config.model_dump_json())
+        changed = [
+            f"{key}: {stored.get(key)!r} -> {current[key]!r}"
+            for key in current
+            if stored.get(key) != current[key] and key not in _MAY_CHANGE
+        ]
+        if changed:
+            raise RlverError(f"{folder}: the run was started with another configuration ({'; '.join(changed)}).")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in (*folder.glob(".part-*"), *folder.glob("*/.part-*")):  # what a kill left half-written
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The configuration that a run was started with. Raises RlverError if it cannot be read."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RlverError(f"{file}: this is no configuration of a run ({error}).") from None
+    if not isinstance(config, dict):
+        raise RlverError(f"{file}: this is no configuration of a run.")
+    return config
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that gets its name only when everything is in it; an older one is then replaced.
+
+    Raises:
+        RlverError: it cannot be written, for example on a full disk; what was there before is still there.
+    """
+    part = target.with_name(f".part-{target.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with _telling(target):
+            part.mkdir(parents=True)
+            yield part
+            remove(target)
+            os.replace(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if there is one; half-deleted, it no longer has its name."""
+    gone = folder.with_name(f".part-old-{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, gone)
+        shutil.rmtree(gone)
+
+
+def append(file: Path, record: dict[str, Any]) -> None:
+    """Add a line. Raises RlverError if it cannot be written."""
+    with _telling(file), file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def cut(file: Path, steps: int) -> None:
+    """Drop the lines after step `steps`: what follows will be done again. A line cut off by a kill goes too."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_bytes().split(b"\n"):  # as bytes: the cut may have gone through a character
+        try:
+            if json.loads(line)["step"] <= steps:
+                kept.append(line + b"\n")
+        except ValueError:
+            break  # the end, or the one broken line, which is to be done again
+    _replace(file, b"".join(kept))
+
+
+def write_json(file: Path, record: dict[str, Any]) -> None:
+    """Write an object, whole or not at all."""
+    _replace(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file; empty if there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _replace(file: Path, content: bytes) -> None:
+    part = file.with_name(file.name + ".part")
+    with _telling(file):
+        part.write_bytes(content)
+        part.replace(file)
+
+
+@contextmanager
+def _telling(target: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing into a sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        raise RlverError(
+            f"{target}: cannot be written ({why}); make room, then try again (a run goes on with --resume from its "
+            "last checkpoint, which is kept)."
+        ) from None
