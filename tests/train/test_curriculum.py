@@ -104,4 +104,4 @@ def test_a_resumed_curriculum_goes_on(base: Path, tmp_path: Path) -> None:
     run(quick(base, **settings), base, tmp_path / "whole")
     run(quick(base, **settings | {"steps": 2}), base, tmp_path / "half")
     run(quick(base, **settings), base, tmp_path / "half", resume=True)
-    assert same(tmp_path / "whole", tmp_path / "half")
+    assert same(tmp_path / "whole", tmp_path / "half", ("metrics.jsonl",))

@@ -43,8 +43,8 @@ def test_dialogues_whose_ids_are_not_what_was_sampled_end_the_run(monkeypatch: p
     trainer = Trainer(configure(), make_model("mistral", tokenizer), tokenizer, Toy())
     reply = trainer.policy.reply
 
-    def careless(active: Any) -> Any:
-        texts = reply(active)
+    async def careless(active: Any) -> Any:
+        texts = await reply(active)
         trainer.policy.traces[active[0]].context[0] += 1
         return texts
 
