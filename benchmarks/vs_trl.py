@@ -28,483 +28,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import argparse
 import importlib.util
 import json
-import logging
 import platform
-import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-from rlver.agents.base import Opening
-from rlver.core.data import read_text
-from rlver.core.dialogue import Dialogue, Reaction
-from rlver.core.emotion import PRESETS, Preset
-from rlver.core.profile import Profile
-from rlver.policies.chat import ChatFormat
-from rlver.policies.prompts import system_prompt
-from rlver.stories import load_stories
-from rlver.stories.generate import generate
-from rlver.tiny.tokenizer import train_tokenizer
-from rlver.train.config import TrainConfig
-from rlver.train.trainer import Trainer
+from sides import Counts, Floor, Ours, Rollout, Setting, make_line, trl_trainer
 
 RESULTS = Path(__file__).parent / "results"
 TARGET_TRL, TARGET_FLOOR = 0.6, 1.3
-LINE = "I did not sleep at all last night, and nobody at work asked me why I looked so tired, which made it all worse."
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One comparison: the model's size and the shape of a step."""
-
-    hidden: int = 128
-    layers: int = 2
-    dialogues: int = 32
-    turns: int = 4
-    tokens: int = 24
-    """Tokens of a reply; the user's lines have as many."""
-    said: int = 24
-    """Tokens of a line of the user."""
-    group: int = 4
-    micro: int = 8
-    """Dialogues of one forward-backward pass, on all sides."""
-    kl: float = 0.0
-    """Weight of the divergence from the starting policy; 0 is TRL's default and needs no reference model."""
-    threads: int = 1
-    lr: float = 1e-6
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"hidden {self.hidden}, {self.layers} layers, kl {self.kl:g}"
-
-
-@dataclass
-class Counts:
-    """What a side has done in one step."""
-
-    sampled: int
-    """Tokens sampled."""
-    trained: int
-    """Tokens with a loss."""
-    passed: int
-    """Tokens of the sequences that the update ran over, padding included."""
-
-
-# The user, the tokenizer and the model: the same for all.
-
-
-class Patient:
-    """A user who always says the same, answers at once and never leaves. Each reply moves the emotion by its letters."""
-
-    identity = "patient"
-
-    def __init__(self, line: str) -> None:
-        self.line = line
-
-    def open(self, profile: Profile, seed: int) -> Opening:
-        """The line."""
-        return Opening(self.line, None, False)
-
-    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
-        """The line, and points that differ from reply to reply."""
-        return Reaction(change=sum(map(ord, dialogue.turns[-1].reply)) % 11 - 5, utterance=self.line)
-
-
-@cache
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer as the tiny policy has it, with its whole vocabulary of 3,072."""
-    stories = [story.model_dump_json() for story in load_stories("en", "train")]
-    return train_tokenizer([LINE, read_text("rlver.agents", "data/reference.en.txt"), *stories])
-
-
-def make_line(tokens: int) -> str:
-    """A line of the user of exactly so many tokens."""
-    tokenizer = make_tokenizer()
-    ids = tokenizer.encode(" ".join([LINE] * (1 + tokens // 20)), add_special_tokens=False)[:tokens]
-    line = str(tokenizer.decode(ids))
-    if tokenizer.encode(line, add_special_tokens=False) != ids:
-        raise RuntimeError(f"a line of {tokens} tokens does not survive being written and read")
-    return line
-
-
-def make_model(setting: Setting, seed: int = 0) -> Qwen2ForCausalLM:
-    """A Qwen2 model with random weights that never samples a mark, so that no reply closes early."""
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=setting.hidden,
-            intermediate_size=2 * setting.hidden,
-            num_hidden_layers=setting.layers,
-            num_attention_heads=setting.hidden // 32,
-            num_key_value_heads=setting.hidden // 32,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    # One direction of the residual stream points up wherever a word stands, and a mark's own embedding points down.
-    with torch.no_grad():
-        embedding = model.get_input_embeddings().weight
-        embedding[:, 0] = 1.0
-        embedding[tokenizer.all_special_ids, 0] = -1.0
-    return model.eval()
-
-
-def make_chat() -> ChatFormat:
-    """The chat format of the tiny policy."""
-    return ChatFormat(make_tokenizer(), system_prompt("en", False))
-
-
-# The three sides. Each has `step()`, which does one step of GRPO and leaves its counts.
-
-
-class Ours:
-    """Our trainer."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.preset = Preset(
-            name="patient", start=50, clamp=10, floor=0, fails_below=-1, ends_at_success=False, replies=setting.turns
-        )
-        PRESETS["patient"] = self.preset
-        length = len(Floor.plan(setting).ids)
-        config = TrainConfig(
-            preset="patient",
-            credit="terminal",
-            batch=setting.dialogues,
-            group=setting.group,
-            minibatches=1,
-            micro_tokens=setting.micro * length,
-            max_tokens=setting.tokens,
-            temperature=1.0,
-            lr=setting.lr,
-            warmup=0,
-            final_rate=1.0,
-            kl=setting.kl,
-            threads=setting.threads,
-        )
-        profiles = generate("en", "train", setting.dialogues // setting.group, 0)
-        self.trainer = Trainer(config, make_model(setting), make_tokenizer(), Patient(make_line(setting.said)), profiles)
-        self.number = 0
-        self.counts = Counts(0, 0, 0)
-
-    def step(self) -> None:
-        """One step."""
-        self.trainer.step(self.number)
-        self.number += 1
-
-    def count(self) -> Counts:
-        """Counts of the last step."""
-        traces = self.trainer.policy.traces
-        sampled = sum(len(reply.ids) for trace in traces for reply in trace.replies)
-        # The last reply was never fed back, so it stands behind the context.
-        passed = sum(len(trace.context) + len(trace.replies[-1].ids) for trace in traces)
-        return Counts(sampled, sampled, passed)
-
-
-class StraightCache(Cache):
-    """Keys and values of rows of one length, written one after another to a place reserved before."""
-
-    def __init__(self, model: Qwen2ForCausalLM, rows: int, slots: int) -> None:
-        super().__init__(layers=[])
-        config = model.config
-        shape = (rows, config.num_key_value_heads, slots, config.hidden_size // config.num_attention_heads)
-        self.stores = [
-            tuple(torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2))
-            for _ in range(config.num_hidden_layers)
-        ]
-        self.used = 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Called by the model's attention: states are (rows, heads, n, head size)."""
-        keys, values = self.stores[layer_idx]
-        end = self.used + key_states.shape[2]
-        keys[:, :, self.used : end] = key_states
-        values[:, :, self.used : end] = value_states
-        return keys[:, :, :end], values[:, :, :end]
-
-    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
-        """Tokens that each row holds."""
-        return self.used
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One dialogue's tokens, in which replies stand as zeros."""
-
-    ids: list[int]
-    chunks: list[list[int]]
-    """What is fed before each reply."""
-    starts: list[int]
-    """Where each reply begins."""
-
-
-class Floor:
-    """Bare decoding and a bare update; `seconds` of each of the last step."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.model = make_model(setting)
-        self.reference = make_model(setting) if setting.kl else None
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=setting.lr, weight_decay=0.0)
-        self.made = self.plan(setting)
-        self.ids = torch.tensor([self.made.ids] * setting.dialogues)
-        self.at = torch.cat([torch.arange(start, start + setting.tokens) for start in self.made.starts])
-        self.seconds = {"decode": 0.0, "reference": 0.0, "update": 0.0}
-
-    @staticmethod
-    def plan(setting: Setting) -> Plan:
-        """The tokens of a dialogue: as both trainers lay it out."""
-        chat, line = make_chat(), make_line(setting.said)
-        chunks = [chat.opening(line)] + (setting.turns - 1) * [[chat.stop, *chat.turn(line)]]
-        ids: list[int] = []
-        starts = []
-        for chunk in chunks:
-            ids += chunk
-            starts.append(len(ids))
-            ids += [0] * setting.tokens
-        return Plan(ids, chunks, starts)
-
-    def step(self) -> None:
-        """Decode, then one update with what was decoded."""
-        times = [time.perf_counter()]
-        self.decode()
-        times.append(time.perf_counter())
-        reference = self.refer()
-        times.append(time.perf_counter())
-        self.update(reference)
-        times.append(time.perf_counter())
-        self.seconds = dict(zip(self.seconds, (b - a for a, b in zip(times, times[1:], strict=False)), strict=True))
-
-    @torch.no_grad()
-    def decode(self) -> None:
-        """Sample all replies in lockstep."""
-        self.model.eval()
-        rows = len(self.ids)
-        straight = StraightCache(self.model, rows, self.ids.shape[1])
-        body, head = self.model.get_decoder(), self.model.get_output_embeddings()
-
-        def forward(ids: Tensor) -> Tensor:
-            n = ids.shape[1]
-            positions = torch.arange(straight.used, straight.used + n)
-            mask = None
-            if n > 1 and straight.used:
-                mask = (torch.arange(straight.used + n) <= positions[:, None])[None, None]
-            hidden = body(
-                input_ids=ids,
-                position_ids=positions[None],
-                attention_mask={"full_attention": mask},
-                past_key_values=straight,
-                use_cache=True,
-            ).last_hidden_state
-            straight.used += n
-            return head(hidden[:, -1])
-
-        for chunk, start in zip(self.made.chunks, self.made.starts, strict=True):
-            # What the model has not seen yet: with the last token of the reply before.
-            logits = forward(self.ids[:, start - len(chunk) - (start > len(chunk)) : start])
-            for k in range(self.setting.tokens):
-                cumulative = torch.log_softmax(logits, -1).exp().cumsum(-1)
-                token = torch.searchsorted(cumulative, torch.rand(rows, 1) * cumulative[:, -1:], right=True)
-                token = token.clamp(max=cumulative.shape[1] - 1)
-                self.ids[:, start + k] = token[:, 0]
-                if k + 1 < self.setting.tokens:
-                    logits = forward(token)
-
-    def logprobs(self, model: Qwen2ForCausalLM, ids: Tensor) -> Tensor:
-        """Log-probs (rows, tokens sampled) with one plain causal forward pass."""
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, self.at - 1]
-        logits = model.get_output_embeddings()(hidden)
-        return torch.log_softmax(logits, -1).gather(2, ids[:, self.at, None]).squeeze(2)
-
-    @torch.no_grad()
-    def refer(self) -> list[Tensor]:
-        """Log-probs under the starting policy, if they are wanted."""
-        if self.reference is None:
-            return []
-        return [self.logprobs(self.reference, ids) for ids in self.ids.split(self.setting.micro)]
-
-    def update(self, reference: Sequence[Tensor]) -> None:
-        """Forward, backward, optimizer."""
-        self.model.train()
-        self.optimizer.zero_grad()
-        for i, ids in enumerate(self.ids.split(self.setting.micro)):
-            logprobs = self.logprobs(self.model, ids)
-            loss = -logprobs.mean()
-            if reference:
-                gap = reference[i] - logprobs
-                loss = loss + self.setting.kl * (gap.exp() - 1 - gap).mean()
-            (loss * len(ids) / len(self.ids)).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-
-    def count(self) -> Counts:
-        """Counts of a step."""
-        sampled = self.at.numel() * len(self.ids)
-        return Counts(sampled, sampled, self.ids.numel())
-
-
-@dataclass
-class Rollout:
-    """A `rollout_func` for TRL as its users would write it: `generate` once a turn for all dialogues.
-
-    With `keep`, the cache goes from turn to turn, so that `generate` encodes only what is new; without, it encodes
-    the whole context again. The log-probs of sampling are left out: without vLLM, TRL does not use them.
-    """
-
-    setting: Setting
-    keep: bool = True
-    counts: Counts = field(default_factory=lambda: Counts(0, 0, 0))
-    seconds: float = 0.0
-
-    def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        """As TRL calls it, with one prompt per dialogue. The user is ours, and is asked as our rollout asks it."""
-        began = time.perf_counter()
-        setting, chat, agent = self.setting, make_chat_once(), Patient(make_line(self.setting.said))
-        profiles = profiles_of(setting)
-        dialogues = [Dialogue(profiles[int(prompt)], PRESETS["patient"]) for prompt in prompts]
-        for dialogue in dialogues:
-            dialogue.begin(*agent.open(dialogue.profile, 0))
-        prompt_ids = [chat.opening(dialogue.opening) for dialogue in dialogues]
-        completions: list[list[int]] = [[] for _ in dialogues]
-        masks: list[list[int]] = [[] for _ in dialogues]
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        training = model.training
-        model.eval()
-        past = DynamicCache(config=model.config) if self.keep else None
-        for turn in range(setting.turns):
-            ids = torch.tensor([p + c for p, c in zip(prompt_ids, completions, strict=True)])
-            # Nothing is cut from the distribution, and nothing but the tokens is asked for.
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                past_key_values=past,
-                max_new_tokens=setting.tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                use_cache=True,
-                eos_token_id=chat.stop,
-                pad_token_id=chat.tokenizer.pad_token_id,
-            )[:, ids.shape[1] :].tolist()
-            for i, (dialogue, new) in enumerate(zip(dialogues, out, strict=True)):
-                completions[i] += new
-                masks[i] += [1] * len(new)
-                if dialogue.reply(chat.decode(new)):
-                    dialogue.react(agent.react(dialogue, 0))
-                if turn + 1 < setting.turns:
-                    chunk = [chat.stop, *chat.turn(dialogue.messages()[-1].content)]
-                    completions[i] += chunk
-                    masks[i] += [0] * len(chunk)
-        model.train(training)
-        sampled = sum(map(sum, masks))
-        longest = max(map(len, prompt_ids)) + max(map(len, completions))
-        self.counts = Counts(sampled, sampled, longest * len(dialogues))
-        self.seconds = time.perf_counter() - began
-        return {
-            "prompt_ids": prompt_ids,
-            "completion_ids": completions,
-            "logprobs": None,
-            "env_mask": masks,
-            "earned": [dialogue.reward for dialogue in dialogues],
-        }
-
-
-@cache
-def make_chat_once() -> ChatFormat:
-    """The chat format, made once."""
-    return make_chat()
-
-
-@cache
-def profiles_of(setting: Setting) -> list[Profile]:
-    """One profile per group."""
-    return generate("en", "train", setting.dialogues // setting.group, 0)
-
-
-def trl_trainer(setting: Setting, rollout: Rollout, steps: int, folder: Path, between: Callable[[float, float], None]):  # type: ignore[no-untyped-def]
-    """A GRPOTrainer of the same work; `between` is called after each step with its wall and processor seconds."""
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-    from trl import GRPOConfig, GRPOTrainer
-
-    set_verbosity_error()
-    disable_progress_bar()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            between(time.perf_counter() - self.wall, time.process_time() - self.cpu)
-
-    # TRL loads its reference model from the folder that the model came from.
-    make_model(setting).save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
-    config = GRPOConfig(
-        output_dir=str(folder / "out"),
-        model_init_kwargs={"dtype": "float32"},
-        per_device_train_batch_size=setting.micro,
-        gradient_accumulation_steps=setting.dialogues // setting.micro,
-        num_generations=setting.group,
-        num_iterations=1,
-        max_completion_length=setting.turns * (setting.tokens + setting.said + 16),
-        max_steps=steps,
-        beta=setting.kl,
-        loss_type="grpo",
-        learning_rate=setting.lr,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        temperature=1.0,
-        # What TRL does by default for large models on GPUs, and would slow a small one on a CPU, is off.
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=10**6,
-        disable_tqdm=True,
-    )
-    trainer = GRPOTrainer(
-        model=str(folder / "model"),
-        reward_funcs=lambda earned, **_: earned,
-        args=config,
-        train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(setting.dialogues // setting.group)]}),
-        processing_class=make_tokenizer(),
-        rollout_func=rollout,
-        callbacks=[Watch()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-# Measuring.
 
 
 @dataclass
@@ -604,7 +145,6 @@ def scale(setting: Setting, rounds: int, shapes: dict[str, list[int]]) -> dict[s
         clocks = {value: Clock() for value in values}
         for _ in range(rounds + 1):
             for value, side in sides.items():
-                PRESETS["patient"] = side.preset
                 clocks[value].time(side.step)
         found[axis] = [(value, median(clock.settled(1).wall)) for value, clock in clocks.items()]
     return found
@@ -622,7 +162,16 @@ def fit(points: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
 
 def memory(side: str, setting: Setting, steps: int) -> dict[str, float]:
     """Peak memory in MB of a side alone, in a process of its own: in all, and over what its imports take."""
-    command = [sys.executable, __file__, "--alone", side, "--steps", str(steps), "--setting", json.dumps(asdict(setting))]
+    command = [
+        sys.executable,
+        __file__,
+        "--alone",
+        side,
+        "--steps",
+        str(steps),
+        "--setting",
+        json.dumps(asdict(setting)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -638,7 +187,6 @@ def alone(side: str, setting: Setting, steps: int) -> None:
     """Run one side alone and print its peak memory as JSON."""
     torch.set_num_threads(setting.threads)
     make_line(setting.said)
-    Ours(setting)  # registers the preset; and all sides then hold what making a model takes
     if side.startswith("trl"):
         import trl.trainer.grpo_trainer  # noqa: F401
     before = peak()
@@ -653,27 +201,26 @@ def alone(side: str, setting: Setting, steps: int) -> None:
     print(json.dumps({"peak": peak(), "over_imports": peak() - before}))
 
 
-# Telling.
-
-
 def tell(found: dict[str, Any]) -> Iterator[str]:
     """The lines of one comparison, as Markdown."""
     setting, wall, cpu, parts = Setting(**found["setting"]), found["wall"], found["cpu"], found["parts"]
     counts, best = found["counts"], faster_trl(found)
     yield (
-        f"### {setting.name.capitalize()}\n\n{setting.dialogues} dialogues x {setting.turns} turns x {setting.tokens} "
-        f"tokens (the user's lines: {setting.said}), groups of {setting.group}, micro-batches of {setting.micro}, "
-        f"{setting.threads} thread(s), {len(wall['ours'])} rounds. Every side sampled {counts['sampled']} tokens a step, "
-        f"trained {counts['trained']}, and ran its update over {counts['passed']} (checked).\n"
+        f"### {setting.name.capitalize()}\n\n{setting.dialogues} dialogues x {setting.turns} turns x "
+        f"{setting.tokens} tokens (the user's lines: {setting.said}), groups of {setting.group}, micro-batches of "
+        f"{setting.micro}, {setting.threads} thread(s), {len(wall['ours'])} rounds. Every side sampled "
+        f"{counts['sampled']} tokens a step, trained {counts['trained']}, and ran its update over {counts['passed']} "
+        f"(checked).\n"
     )
-    yield "| side | step, s (quartiles) | processor, s | of it rollout / reference / update, s | peak MB (over imports) |"
+    yield "| side | step, s (quartiles) | processor, s | rollout / reference / update, s | peak MB (over imports) |"
     yield "|---|---|---|---|---|"
     for name in wall:
         low, middle, high = quantiles(wall[name], n=4, method="inclusive")
         if name == "floor":
             split = " / ".join(f"{median(parts[part]):.3f}" for part in ("decode", "reference", "update"))
         elif name in parts:
-            split = f"{median(parts[name]):.3f} / - / {median(w - r for w, r in zip(wall[name], parts[name])):.3f} (both)"
+            rest = median(whole - rollout for whole, rollout in zip(wall[name], parts[name], strict=True))
+            split = f"{median(parts[name]):.3f} / (with the update) / {rest:.3f}"
         else:
             split = "-"
         held = found.get("memory", {}).get(name)
@@ -773,8 +320,7 @@ def main() -> None:
     print(before, file=sys.stderr)
     report = [
         "# Our step beside TRL's and beside the floor\n",
-        f"`python benchmarks/vs_trl.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
-        "",
+        f"`{' '.join(['python benchmarks/vs_trl.py', *sys.argv[1:]])}`",
     ]
     everything: dict[str, Any] = {"before": before, "comparisons": []}
     for size in sizes:
