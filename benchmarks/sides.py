@@ -118,25 +118,26 @@ def make_line(tokens: int) -> str:
     return line
 
 
-def make_model(setting: Setting, seed: int = 0) -> Qwen2ForCausalLM:
-    """A Qwen2 model with random weights that never samples a mark, so that no reply closes early."""
+def make_model(setting: Setting, seed: int = 0, **shape: Any) -> Qwen2ForCausalLM:
+    """A Qwen2 model with random weights that never samples a mark, so that no reply closes early.
+
+    Args:
+        shape: fields of `Qwen2Config` that replace those of a tiny model.
+    """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=setting.hidden,
-            intermediate_size=2 * setting.hidden,
-            num_hidden_layers=setting.layers,
-            num_attention_heads=setting.hidden // 32,
-            num_key_value_heads=setting.hidden // 32,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    tiny = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": setting.hidden,
+        "intermediate_size": 2 * setting.hidden,
+        "num_hidden_layers": setting.layers,
+        "num_attention_heads": setting.hidden // 32,
+        "num_key_value_heads": setting.hidden // 32,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    }
+    marks = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = Qwen2ForCausalLM(Qwen2Config(**tiny | shape, **marks))
     never_close(model)
     return model.eval()
 
@@ -159,9 +160,9 @@ def make_chat() -> ChatFormat:
 
 
 class Ours:
-    """Our trainer."""
+    """Our trainer, of a model of its own unless one is given; `extra` are further keys of its configuration."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, model: Qwen2ForCausalLM | None = None, **extra: Any) -> None:
         self.setting = setting
         PRESETS["patient"] = patient(setting)
         length = len(Floor.plan(setting).ids)
@@ -179,9 +180,11 @@ class Ours:
             final_rate=1.0,
             kl=setting.kl,
             threads=setting.threads,
+            **extra,
         )
+        model = model or make_model(setting)
         user = Patient(make_line(setting.said))
-        self.trainer = Trainer(config, make_model(setting), make_tokenizer(), user, profiles_of(setting))
+        self.trainer = Trainer(config, model, make_tokenizer(), user, profiles_of(setting))
         self.number = 0
 
     def step(self) -> None:

@@ -76,7 +76,7 @@ def have_trl() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 
-def compare(setting: Setting, rounds: int, warmup: int) -> dict[str, Any]:
+def compare(setting: Setting, rounds: int, warmup: int, trl: bool) -> dict[str, Any]:
     """Let the sides take turns, one step each; returns times of all of them."""
     torch.set_num_threads(setting.threads)
     ours, floor = Ours(setting), Floor(setting)
@@ -91,7 +91,7 @@ def compare(setting: Setting, rounds: int, warmup: int) -> dict[str, Any]:
             parts[name].append(seconds)
         counts.update(ours=ours.count(), floor=floor.count())
 
-    if have_trl():
+    if trl:
         kinds = {"trl, cache kept": True, "trl, encoding again": False}
         clocks |= {name: Clock() for name in kinds}
         parts |= {name: [] for name in kinds}
@@ -244,7 +244,7 @@ def tell(found: dict[str, Any]) -> Iterator[str]:
         verdict = "-" if target is None else f"at most {target}: {'met' if middle <= target else '**missed**'}"
         yield f"| {name} | {middle:.2f} ({low:.2f}-{high:.2f}) | {verdict} |"
     if not best:
-        yield "\nTRL is not installed: not measured."
+        yield "\nTRL was not installed or left out: not measured."
     yield ""
 
 
@@ -289,7 +289,7 @@ def machine() -> str:
     return f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load {load}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small smoke test: no memory, no files")
@@ -299,13 +299,14 @@ def main() -> None:
     parser.add_argument("--kl", type=float, nargs="+", default=[0.0, 0.05], help="without a reference, and with one")
     parser.add_argument("--sizes", nargs="+", default=["128x2", "256x4"], metavar="HIDDENxLAYERS")
     parser.add_argument("--micro", type=int, default=8, help="dialogues of one forward-backward pass (default: 8)")
+    parser.add_argument("--no-trl", action="store_true", help="leave TRL out even if it is installed")
     parser.add_argument("--no-scaling", action="store_true", help="leave our step against its size out")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--out", type=Path, help=f"folder of vs_trl.{{md,png,json}} (default: {RESULTS})")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.alone:
         alone(options.alone, Setting(**json.loads(options.setting)), options.steps)
         return
@@ -320,7 +321,7 @@ def main() -> None:
     print(before, file=sys.stderr)
     report = [
         "# Our step beside TRL's and beside the floor\n",
-        f"`{' '.join(['python benchmarks/vs_trl.py', *sys.argv[1:]])}`",
+        f"`{' '.join(['python benchmarks/vs_trl.py', *(arguments or sys.argv[1:])])}`",
     ]
     everything: dict[str, Any] = {"before": before, "comparisons": []}
     for size in sizes:
@@ -328,7 +329,7 @@ def main() -> None:
         for kl in options.kl:
             setting = replace(base, hidden=hidden, layers=layers, kl=kl)
             print(f"{setting.name} ...", file=sys.stderr)
-            found = compare(setting, rounds, warmup)
+            found = compare(setting, rounds, warmup, have_trl() and not options.no_trl)
             if not (options.quick or options.no_memory):
                 found["memory"] = {name: memory(name, setting, options.steps) for name in found["wall"]}
             everything["comparisons"].append(found)
