@@ -23,7 +23,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from sides import Ours, Setting, make_model, play_with_generate, profiles_of
+from sides import Ours, Setting, make_model, peak_memory, play_with_generate, profiles_of
 
 from rlver.train.config import TrainConfig
 
@@ -180,7 +179,7 @@ def peak_bytes(device: str) -> float:
     """Most memory that was ever in use."""
     if device == "cuda":
         return float(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return peak_memory()
 
 
 def run_row(shape: str, kind: str, options: argparse.Namespace, left: float) -> Row | str:

@@ -7,6 +7,7 @@ every side samples the same number of tokens.
 from __future__ import annotations
 
 import logging
+import resource
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -154,6 +155,16 @@ def never_close(model: Qwen2ForCausalLM) -> None:
 def make_chat() -> ChatFormat:
     """The chat format of the tiny policy."""
     return ChatFormat(make_tokenizer(), system_prompt("en", False))
+
+
+def peak_memory() -> float:
+    """Most bytes of memory that this process ever had."""
+    try:
+        # What `getrusage` tells of a new process begins with the memory of the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="utf-8").split()
+        return 1024.0 * int(status[status.index("VmHWM:") + 1])
+    except (OSError, ValueError):
+        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 # The sides. Ours and the floor have `step()`, which does one step of GRPO, and `count()`, which tells what it did.

@@ -4,6 +4,8 @@
     python benchmarks/vs_trl.py            # both sizes, memory, scaling; writes benchmarks/results/vs_trl.{md,png,json}
     python benchmarks/vs_trl.py --quick    # a minute's smoke test of the same code; writes nothing
 
+Results are written as they come, and what an earlier run has measured stays beside them.
+
 Both train the same Qwen2 model with random weights in fp32, on the same dialogues with the same user, who answers at
 once and never leaves: as many dialogues, turns and tokens of the same length on both sides, one update a step, the
 same micro-batches, the same optimizer. No reply can close early: the model never samples a mark. The sides take turns,
@@ -29,7 +31,6 @@ import argparse
 import importlib.util
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,10 +43,12 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from sides import Counts, Floor, Ours, Rollout, Setting, make_line, trl_trainer
+from sides import Counts, Floor, Ours, Rollout, Setting, make_line, peak_memory, trl_trainer
 
 RESULTS = Path(__file__).parent / "results"
 TARGET_TRL, TARGET_FLOOR = 0.6, 1.3
+Points = list[tuple[int, float]]
+"""A size and the seconds that it took."""
 
 
 @dataclass
@@ -136,8 +139,8 @@ def faster_trl(found: dict[str, Any]) -> str | None:
     return min(names, key=lambda name: median(found["wall"][name]), default=None)
 
 
-def scale(setting: Setting, rounds: int, shapes: dict[str, list[int]]) -> dict[str, list[tuple[int, float]]]:
-    """Median time of our step by number of dialogues, turns and tokens; sizes take turns."""
+def scale(setting: Setting, rounds: int, shapes: dict[str, list[int]]) -> dict[str, dict[str, Points]]:
+    """Median wall and processor time of our step by number of dialogues, turns and tokens; sizes take turns."""
     torch.set_num_threads(setting.threads)
     found = {}
     for axis, values in shapes.items():
@@ -146,7 +149,11 @@ def scale(setting: Setting, rounds: int, shapes: dict[str, list[int]]) -> dict[s
         for _ in range(rounds + 1):
             for value, side in sides.items():
                 clocks[value].time(side.step)
-        found[axis] = [(value, median(clock.settled(1).wall)) for value, clock in clocks.items()]
+        settled = {value: clock.settled(1) for value, clock in clocks.items()}
+        found[axis] = {
+            "wall": [(value, median(clock.wall)) for value, clock in settled.items()],
+            "cpu": [(value, median(clock.cpu)) for value, clock in settled.items()],
+        }
     return found
 
 
@@ -178,18 +185,13 @@ def memory(side: str, setting: Setting, steps: int) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def peak() -> float:
-    """Most memory that this process ever had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def alone(side: str, setting: Setting, steps: int) -> None:
     """Run one side alone and print its peak memory as JSON."""
     torch.set_num_threads(setting.threads)
     make_line(setting.said)
     if side.startswith("trl"):
         import trl.trainer.grpo_trainer  # noqa: F401
-    before = peak()
+    before = peak_memory()
     if side.startswith("trl"):
         with tempfile.TemporaryDirectory() as folder:
             rollout = Rollout(setting, side == "trl, cache kept")
@@ -198,7 +200,7 @@ def alone(side: str, setting: Setting, steps: int) -> None:
         one = Ours(setting) if side == "ours" else Floor(setting)
         for _ in range(steps):
             one.step()
-    print(json.dumps({"peak": peak(), "over_imports": peak() - before}))
+    print(json.dumps({"peak": peak_memory() / 1e6, "over_imports": (peak_memory() - before) / 1e6}))
 
 
 def tell(found: dict[str, Any]) -> Iterator[str]:
@@ -206,11 +208,11 @@ def tell(found: dict[str, Any]) -> Iterator[str]:
     setting, wall, cpu, parts = Setting(**found["setting"]), found["wall"], found["cpu"], found["parts"]
     counts, best = found["counts"], faster_trl(found)
     yield (
-        f"### {setting.name.capitalize()}\n\n{setting.dialogues} dialogues x {setting.turns} turns x "
+        f"## {setting.name.capitalize()}\n\n{setting.dialogues} dialogues x {setting.turns} turns x "
         f"{setting.tokens} tokens (the user's lines: {setting.said}), groups of {setting.group}, micro-batches of "
         f"{setting.micro}, {setting.threads} thread(s), {len(wall['ours'])} rounds. Every side sampled "
         f"{counts['sampled']} tokens a step, trained {counts['trained']}, and ran its update over {counts['passed']} "
-        f"(checked).\n"
+        f"(checked). {found['about']}\n"
     )
     yield "| side | step, s (quartiles) | processor, s | rollout / reference / update, s | peak MB (over imports) |"
     yield "|---|---|---|---|---|"
@@ -248,45 +250,70 @@ def tell(found: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def tell_scaling(found: dict[str, list[tuple[int, float]]], setting: Setting) -> Iterator[str]:
+def tell_scaling(found: dict[str, Any]) -> Iterator[str]:
     """The lines of the scaling, as Markdown."""
+    setting = Setting(**found["setting"])
     yield (
-        f"### Our step against dialogues, turns and tokens\n\n{setting.name.capitalize()}; "
-        f"otherwise {setting.dialogues} x {setting.turns} x {setting.tokens}. ![plot](vs_trl.png)\n"
+        f"## Our step against dialogues, turns and tokens\n\n{setting.name.capitalize()}; otherwise "
+        f"{setting.dialogues} x {setting.turns} x {setting.tokens}; medians of {found['rounds']}. {found['about']}\n\n![plot](vs_trl.png)\n"
     )
-    yield "| by | median step, s | line | R^2 |"
-    yield "|---|---|---|---|"
-    for axis, points in found.items():
-        slope, intercept, r2 = fit(points)
-        row = ", ".join(f"{value}: {seconds:.3f}" for value, seconds in points)
-        yield f"| {axis} | {row} | {intercept:.3f} s + {1000 * slope:.1f} ms each | {r2:.4f} |"
+    yield "| by | time | median step, s | line | R^2 |"
+    yield "|---|---|---|---|---|"
+    for axis, kinds in found["axes"].items():
+        for kind, points in kinds.items():
+            slope, intercept, r2 = fit(points)
+            row = ", ".join(f"{value}: {seconds:.3f}" for value, seconds in points)
+            name = {"wall": "wall", "cpu": "processor"}[kind]
+            yield f"| {axis} | {name} | {row} | {intercept:.3f} s + {1000 * slope:.1f} ms each | {r2:.4f} |"
     yield ""
 
 
-def plot(found: dict[str, list[tuple[int, float]]], file: Path) -> None:
-    """Step times and their lines."""
+def plot(found: dict[str, Any], file: Path) -> None:
+    """Step times and their lines: wall time in black, processor time in grey."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.2), squeeze=False, layout="constrained")
-    for at, (axis, points) in zip(axes[0], found.items(), strict=True):
-        slope, intercept, r2 = fit(points)
-        x, y = zip(*points, strict=True)
-        at.plot(x, [intercept + slope * v for v in x], color="0.6", linewidth=1)
-        at.plot(x, y, "o")
-        at.set(xlabel=axis, title=f"R² = {r2:.4f}", ylim=(0, None), xlim=(0, None))
-    axes[0][0].set_ylabel("median step, s")
+    axes = found["axes"]
+    figure, places = plt.subplots(1, len(axes), figsize=(4 * len(axes), 3.2), squeeze=False, layout="constrained")
+    for at, (axis, kinds) in zip(places[0], axes.items(), strict=True):
+        told = []
+        for (kind, points), colour in zip(kinds.items(), ("black", "0.6"), strict=True):
+            slope, intercept, r2 = fit(points)
+            x, y = zip(*points, strict=True)
+            at.plot(x, [intercept + slope * v for v in x], color=colour, linewidth=1)
+            at.plot(x, y, "o", color=colour, label={"wall": "wall", "cpu": "processor"}[kind])
+            told.append(f"{r2:.3f}")
+        at.set(xlabel=axis, title=f"R² {' and '.join(told)}", ylim=(0, None), xlim=(0, None))
+    places[0][0].legend()
+    places[0][0].set_ylabel("median step, s")
     figure.savefig(file, dpi=120)
 
 
+def write(found: dict[str, Any], folder: Path) -> None:
+    """Write all that is known so far: what was measured in earlier runs stays until it is measured again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vs_trl.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    lines = ["# Our step beside TRL's and beside the floor\n"]
+    for comparison in found["comparisons"].values():
+        lines += tell(comparison)
+    if "scaling" in found:
+        lines += tell_scaling(found["scaling"])
+        plot(found["scaling"], folder / "vs_trl.png")
+    (folder / "vs_trl.md").write_text("\n".join(lines), encoding="utf-8")
+
+
 def machine() -> str:
-    """Versions and load, in one line."""
+    """Versions, in one line."""
     names = ["torch", "transformers", *(["trl"] if have_trl() else [])]
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load {load}"
+    return f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores"
+
+
+def load() -> str:
+    """How many processes wanted a core in the last minute."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -299,6 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kl", type=float, nargs="+", default=[0.0, 0.05], help="without a reference, and with one")
     parser.add_argument("--sizes", nargs="+", default=["128x2", "256x4"], metavar="HIDDENxLAYERS")
     parser.add_argument("--micro", type=int, default=8, help="dialogues of one forward-backward pass (default: 8)")
+    parser.add_argument("--only-scaling", action="store_true", help="measure nothing but our step against its size")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out even if it is installed")
     parser.add_argument("--no-scaling", action="store_true", help="leave our step against its size out")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
@@ -317,39 +345,38 @@ def main(arguments: list[str] | None = None) -> None:
         base = replace(base, dialogues=8, turns=2, tokens=6, said=6, micro=4)
         shapes = {"dialogues": [8, 16], "turns": [2, 3], "tokens": [4, 8]}
         rounds, warmup, sizes = 2, 1, ["64x2"]
-    before = machine()
-    print(before, file=sys.stderr)
-    report = [
-        "# Our step beside TRL's and beside the floor\n",
-        f"`{' '.join(['python benchmarks/vs_trl.py', *(arguments or sys.argv[1:])])}`",
-    ]
-    everything: dict[str, Any] = {"before": before, "comparisons": []}
-    for size in sizes:
+    folder = options.out or (None if options.quick else RESULTS)
+    known: dict[str, Any] = {"comparisons": {}}
+    if folder and (folder / "vs_trl.json").is_file():
+        known = json.loads((folder / "vs_trl.json").read_text(encoding="utf-8"))
+    command = " ".join(["python benchmarks/vs_trl.py", *(arguments if arguments is not None else sys.argv[1:])])
+
+    def keep(lines: Iterator[str]) -> None:
+        print("\n".join(lines), flush=True)
+        if folder:
+            write(known, folder)
+
+    for size in [] if options.only_scaling else sizes:
         hidden, layers = map(int, size.split("x"))
         for kl in options.kl:
-            setting = replace(base, hidden=hidden, layers=layers, kl=kl)
+            setting, before = replace(base, hidden=hidden, layers=layers, kl=kl), load()
             print(f"{setting.name} ...", file=sys.stderr)
             found = compare(setting, rounds, warmup, have_trl() and not options.no_trl)
+            found["about"] = f"`{command}`; {machine()}, load {before} before and {load()} after."
+            known["comparisons"][f"{setting.name}, {setting.threads}"] = found
+            keep(tell(found))
             if not (options.quick or options.no_memory):
+                print("peak memory ...", file=sys.stderr)
                 found["memory"] = {name: memory(name, setting, options.steps) for name in found["wall"]}
-            everything["comparisons"].append(found)
-            report += [*tell(found)]
-            print("\n".join(tell(found)), flush=True)
+                keep(tell(found))
     if not options.no_scaling:
         print("scaling ...", file=sys.stderr)
-        setting = replace(base, hidden=int(sizes[0].split("x")[0]), layers=int(sizes[0].split("x")[1]))
-        everything["scaling"] = scale(setting, rounds, shapes)
-        report += [*tell_scaling(everything["scaling"], setting)]
-        print("\n".join(tell_scaling(everything["scaling"], setting)))
-    everything["after"] = machine()
-    report.insert(2, f"\nBefore: {before}. After: {everything['after']}. Low priority, beside other work.\n")
-    folder = options.out or (None if options.quick else RESULTS)
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "vs_trl.md").write_text("\n".join(report) + "\n", encoding="utf-8")
-        (folder / "vs_trl.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-        if "scaling" in everything:
-            plot(everything["scaling"], folder / "vs_trl.png")
+        hidden, layers = map(int, sizes[0].split("x"))
+        setting, before = replace(base, hidden=hidden, layers=layers), load()
+        axes = scale(setting, rounds, shapes)
+        about = f"`{command}`; {machine()}, load {before} before and {load()} after."
+        known["scaling"] = {"setting": asdict(setting), "rounds": rounds, "axes": axes, "about": about}
+        keep(tell_scaling(known["scaling"]))
 
 
 if __name__ == "__main__":

@@ -102,15 +102,18 @@ def _quick(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_ours_and_the_floor_are_compared_without_trl(tmp_path: Path) -> None:
-    (found,) = _quick(tmp_path, "--no-trl")["comparisons"]
+    (found,) = _quick(tmp_path, "--no-trl")["comparisons"].values()
     assert set(found["wall"]) == {"ours", "floor"} and min(found["parts"]["reference"]) > 0
     table = (tmp_path / "vs_trl.md").read_text(encoding="utf-8")
     assert "ours / floor (decode + update)" in table and "not measured" in table and "ours / trl" not in table
+    # Another run adds to what is there.
+    again = _quick(tmp_path, "--no-trl", "--no-scaling", "--threads", "2")
+    assert len(again["comparisons"]) == 2 and "scaling" in again
 
 
 @needs_trl
 def test_trl_is_compared_on_the_same_tokens(tmp_path: Path) -> None:
-    (found,) = _quick(tmp_path)["comparisons"]
+    (found,) = _quick(tmp_path)["comparisons"].values()
     assert set(found["wall"]) == {"ours", "floor", "trl, cache kept", "trl, encoding again"}
     assert found["counts"]["sampled"] == 8 * 2 * 6
     assert "ours / trl" in (tmp_path / "vs_trl.md").read_text(encoding="utf-8")
