@@ -253,10 +253,9 @@ def tell(found: dict[str, Any]) -> Iterator[str]:
 def tell_scaling(found: dict[str, Any]) -> Iterator[str]:
     """The lines of the scaling, as Markdown."""
     setting = Setting(**found["setting"])
-    yield (
-        f"## Our step against dialogues, turns and tokens\n\n{setting.name.capitalize()}; otherwise "
-        f"{setting.dialogues} x {setting.turns} x {setting.tokens}; medians of {found['rounds']}. {found['about']}\n\n![plot](vs_trl.png)\n"
-    )
+    yield f"## Our step against dialogues, turns and tokens\n\n{setting.name.capitalize()}; otherwise"
+    yield f"{setting.dialogues} x {setting.turns} x {setting.tokens}; medians of {found['rounds']}. {found['about']}\n"
+    yield "![plot](vs_trl.png)\n"
     yield "| by | time | median step, s | line | R^2 |"
     yield "|---|---|---|---|---|"
     for axis, kinds in found["axes"].items():
