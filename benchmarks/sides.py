@@ -205,7 +205,7 @@ class Ours:
 
     def count(self) -> Counts:
         """Counts of the last step."""
-        traces = self.trainer.policy.traces
+        traces = self.trainer.traces
         sampled = sum(len(reply.ids) for trace in traces for reply in trace.replies)
         # The last reply was never fed back, so it stands behind the context.
         passed = sum(len(trace.context) + len(trace.replies[-1].ids) for trace in traces)

@@ -59,7 +59,7 @@ def test_no_reply_closes_early_and_rewards_differ(sides: ModuleType, setting: An
     metrics, dialogues = ours.trainer.step(0)
     assert all(len(dialogue.turns) == 3 for dialogue in dialogues) and metrics["zero_variance_groups"] == 0
     marks = set(sides.make_tokenizer().all_special_ids)
-    assert not marks & {token for trace in ours.trainer.policy.traces for reply in trace.replies for token in reply.ids}
+    assert not marks & {token for trace in ours.trainer.traces for reply in trace.replies for token in reply.ids}
 
 
 def test_the_floor_decodes_what_a_plain_forward_pass_says(sides: ModuleType, setting: Any) -> None:
