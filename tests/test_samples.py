@@ -157,6 +157,24 @@ def test_plain_dialogues_need_no_mask() -> None:
     assert collate([from_trace(make_trace(random.Random(1), True, 3))]).mask is not None
 
 
+def test_plain_dialogues_of_different_lengths_get_no_mask_of_the_models_making(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding that begins to count again looks to the model like packed sequences."""
+    masks: list[Tensor | None] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    samples = [from_trace(trace) for trace in make_traces(think=False)]
+    assert len({len(sample) for sample in samples}) > 2
+    hidden_states(model, collate(samples))
+    assert masks and all(mask is None for mask in masks)
+
+
 def test_a_batch_keeps_rows_and_targets_together() -> None:
     samples = [from_trace(trace) for trace in mixed_traces([True, False, True])]
     batch = collate(samples)

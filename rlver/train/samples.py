@@ -113,6 +113,9 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=device).tril()
         trunk = (branches[:, None, :] == TRUNK) & (positions[:, None, :] < limits[:, :, None])
         mask = ((trunk | own) & causal)[:, None]
+    else:
+        # Padding counts on: where positions jump back, the model sees packed sequences and makes a mask for them.
+        positions = torch.arange(ids.shape[1], device=device).expand(ids.shape)
     return Batch(
         ids=ids,
         positions=positions,
