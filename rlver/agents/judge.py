@@ -259,6 +259,6 @@ def step(total: float, big_step: tuple[float, float]) -> int:
 def _round(points: Mapping[str, float], big_step: tuple[float, float]) -> tuple[int, list[Reason]]:
     change = step(sum(points.values()), big_step)
     rounded = sorted(((cue, round(value, 2)) for cue, value in points.items()), key=lambda item: -abs(item[1]))
-    reasons = [Reason.model_construct(cue=cue, points=value) for cue, value in rounded if value]
+    reasons = [Reason(cue, value) for cue, value in rounded if value]
     rest = round(change - sum(reason.points for reason in reasons), 2)
-    return change, [*reasons, *([Reason(cue="rounding", points=rest)] if rest else [])]
+    return change, [*reasons, *([Reason("rounding", rest)] if rest else [])]

@@ -24,19 +24,18 @@ class NgramModel:
         self.language = language
         counts = Counter(word for line in lines for word in words(line, language))
         self.known = {word for word, count in counts.items() if count >= min_count}
-        self._next: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        nexts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         for line in lines:
             tokens = self._tokens(line)
             for i in range(2, len(tokens)):
                 for order in range(3):
-                    self._next[tuple(tokens[i - order : i])][tokens[i]] += 1
-        self._total = {context: sum(nexts.values()) for context, nexts in self._next.items()}
-        self._vocabulary = len(self._next[()]) + 1
+                    nexts[tuple(tokens[i - order : i])][tokens[i]] += 1
+        # What follows a context, how many kinds of words these are, and kinds and occurrences together.
+        self._next = {context: (dict(c), len(c), c.total() + len(c)) for context, c in nexts.items()}
+        self._vocabulary = len(nexts[()]) + 1
         self._log2 = lru_cache(maxsize=200_000)(self._log2_uncached)
 
     def _shape(self, word: str) -> str:
-        if word in self.known:
-            return word
         if word.isdigit():
             return "<number>"
         if not word[0].isalpha():
@@ -44,21 +43,23 @@ class NgramModel:
         return next((f"<{suffix}>" for suffix in _SUFFIXES if word.endswith(suffix)), "<word>")
 
     def _tokens(self, text: str) -> list[str]:
-        return ["<s>", "<s>", *(self._shape(word) for word in words(text, self.language)), "</s>"]
+        known, shape = self.known, self._shape
+        return ["<s>", "<s>", *[w if w in known else shape(w) for w in words(text, self.language)], "</s>"]
 
     def _log2_uncached(self, a: str, b: str, c: str) -> float:
         probability = 1.0 / self._vocabulary
         for context in ((), (b,), (a, b)):
-            nexts = self._next.get(context)
-            if nexts is not None:
-                kinds = len(nexts)
-                probability = (nexts[c] + kinds * probability) / (self._total[context] + kinds)
+            seen = self._next.get(context)
+            if seen is None:
+                break  # a longer context ends with this one, and has not been seen either
+            nexts, kinds, all_ = seen
+            probability = (nexts.get(c, 0) + kinds * probability) / all_
         return math.log2(probability)
 
     def log2s(self, text: str) -> list[float]:
         """Base-2 log probability of each word of the text and of its end."""
         tokens = self._tokens(text)
-        return [self._log2(*tokens[i - 2 : i + 1]) for i in range(2, len(tokens))]
+        return list(map(self._log2, tokens, tokens[1:], tokens[2:]))
 
     def worst_window(self, text: str, size: int = 8) -> float:
         """Mean base-2 log probability of the least likely `size` words in a row: garble cannot hide in a long text."""
