@@ -145,12 +145,12 @@ def content_words(text: str, language: Language) -> frozenset[str]:
     return frozenset(w for w in _word_set(text, language) - stopwords(language) if len(w) > 2 and w.isalpha())
 
 
-def short_name(fact: Fact, language: Language) -> str:
-    """The shortest way to refer to the fact's thing: "the ovens" for "the bread ovens", if no other ovens could be
+def short_name(handle: str, language: Language) -> str:
+    """The shortest way to refer to a fact's thing: "the ovens" for "the bread ovens", if no other ovens could be
     meant; the whole handle otherwise."""
-    qualified = fact.handle.split()
+    qualified = handle.split()
     if language == "zh" or len(qualified) < 3 or qualified[-1].lower() in _everyday(language):
-        return fact.handle
+        return handle
     return f"{qualified[0]} {qualified[-1]}"
 
 
@@ -191,20 +191,18 @@ def _taken_up(reply: str, says: tuple[str, ...], handles: tuple[str, ...], langu
 
 @lru_cache(maxsize=5_000)
 def _signs(says: tuple[str, ...], handles: tuple[str, ...], language: Language) -> tuple[_Signs, ...]:
-    facts = [Fact(say=say, handle=handle) for say, handle in zip(says, handles, strict=True)]
     if language == "en":
-        return tuple(
-            _Signs(content_words(short_name(fact, language), language), content_words(fact.say, language))
-            for fact in facts
-        )
-    return tuple(
-        _Signs(
-            frozenset({fact.handle} - {""}),
-            frozenset(run[i : i + 4] for run in _HAN_RUN.findall(fact.say) for i in range(len(run) - 3))
-            - stopwords(language),
-        )
-        for fact in facts
-    )
+        names = [content_words(short_name(handle, language), language) for handle in handles]
+        contents = [content_words(say, language) for say in says]
+    else:
+        names = [frozenset({handle} - {""}) for handle in handles]
+        contents = [_han_runs(say, 4) - stopwords(language) for say in says]
+    return tuple(map(_Signs, names, contents))
+
+
+def _han_runs(text: str, size: int) -> frozenset[str]:
+    """All runs of so many Chinese characters."""
+    return frozenset(run[i : i + size] for run in _HAN_RUN.findall(text) for i in range(len(run) - size + 1))
 
 
 @lru_cache(maxsize=20_000)
@@ -214,9 +212,10 @@ def _plain_words(text: str, language: Language) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=20_000)
-def _grams(text: str, language: Language, n: int) -> frozenset[tuple[str, ...]]:
+def _grams(text: str, language: Language, n: int) -> frozenset[int]:
+    """Hashes of its sequences of `n` words: 64 bits, so that two sequences never share one in practice."""
     tokens = _plain_words(text, language)
-    return frozenset(zip(*[tokens[i:] for i in range(n)], strict=False))
+    return frozenset(map(hash, zip(*[tokens[i:] for i in range(n)], strict=False)))
 
 
 @lru_cache(maxsize=20_000)
@@ -225,14 +224,12 @@ def _own_words(text: str, language: Language) -> frozenset[str]:
     if language == "en":
         rare = _word_set(text, language) - _everyday(language) - stopwords(language)
         return frozenset(w for w in rare if len(w) > 2 and w.isalpha())
-    pairs = frozenset(run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1))
-    return pairs - _everyday_pairs()
+    return _han_runs(text, 2) - _everyday_pairs()
 
 
 @cache
 def _everyday_pairs() -> frozenset[str]:
-    text = read_text("rlver.agents", "data/reference.zh.txt")
-    return frozenset(run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1))
+    return _han_runs(read_text("rlver.agents", "data/reference.zh.txt"), 2)
 
 
 def _impersonal(replies: list[str], taken: list[frozenset[int]], heard: list[str], facts: bool, language: Language) -> int:
@@ -267,7 +264,7 @@ def _repeated(reply: str, earlier: list[str], language: Language) -> tuple[float
     return (len(own) - len(new)) / len(own), again
 
 
-def _shared(own: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
+def _shared(own: frozenset[int], other: frozenset[int]) -> float:
     return len(own & other) / len(own) if own else 0.0
 
 
@@ -284,8 +281,7 @@ def _parroted(reply: str, told: list[str], language: Language) -> float:
 def _may_share_run(reply: str, text: str, n: int, language: Language) -> bool:
     """Whether two texts could have `n` words in a row in common: any such run covers a whole block of the reply, if it
     is cut into blocks of half that length."""
-    spoken = _in_line(text, language)
-    return any(block in spoken for block in _blocks(reply, (n + 1) // 2, language))
+    return any(map(_in_line(text, language).__contains__, _blocks(reply, (n + 1) // 2, language)))
 
 
 @lru_cache(maxsize=20_000)
@@ -379,21 +375,23 @@ def _marks(text: str, language: Language) -> frozenset[str]:
 
 
 @lru_cache(maxsize=5_000)
-def _at_home(profile: Profile) -> frozenset[str]:
-    story = profile.story
-    text = "\n".join([story.text, profile.persona.text, *(fact.say for fact in story.facts)])
-    return _marks(text, profile.language)
+def _at_home(story: str, persona: str, says: tuple[str, ...], language: Language) -> frozenset[str]:
+    return _marks("\n".join([story, persona, *says]), language)
 
 
 def _foreign(reply: str, profile: Profile, heard: list[str]) -> int:
     """Marks of other stories. Of a story from elsewhere nobody can tell what is foreign to it."""
-    language = profile.language
-    if not is_known(profile.story.id, language):
+    language, story = profile.language, profile.story
+    if not is_known(story.id, language):
         return 0
     found = _marks(reply, language)
+    for text in reversed(heard):
+        if not found:
+            return 0
+        found = found - _marks(text, language)
     if not found:
         return 0
-    return len(found - _at_home(profile) - frozenset().union(*(_marks(text, language) for text in heard)))
+    return len(found - _at_home(story.text, profile.persona.text, tuple(fact.say for fact in story.facts), language))
 
 
 def need_acts(cues: Cues) -> tuple[str, ...]:

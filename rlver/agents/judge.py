@@ -258,7 +258,8 @@ def step(total: float, big_step: tuple[float, float]) -> int:
 
 def _round(points: Mapping[str, float], big_step: tuple[float, float]) -> tuple[int, list[Reason]]:
     change = step(sum(points.values()), big_step)
-    rounded = sorted(((cue, round(value, 2)) for cue, value in points.items()), key=lambda item: -abs(item[1]))
+    rounded = [(cue, round(value, 2)) for cue, value in points.items()]
+    rounded.sort(key=lambda item: -abs(item[1]))
     reasons = [Reason(cue, value) for cue, value in rounded if value]
-    rest = round(change - sum(reason.points for reason in reasons), 2)
+    rest = round(change - sum([value for _, value in rounded]), 2)
     return change, [*reasons, *([Reason("rounding", rest)] if rest else [])]

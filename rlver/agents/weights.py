@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
+from operator import add
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,6 +18,8 @@ from rlver.core.data import digest, read_text
 from rlver.core.errors import RlverError
 from rlver.core.files import read_file
 from rlver.core.profile import Frozen, Intention
+
+_Steps = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Shape(Frozen):
@@ -34,12 +37,6 @@ class Shape(Frozen):
         if list(self.edges) != sorted(self.edges):
             raise ValueError("edges must ascend")
         return self
-
-    def at(self, value: float, intention: Intention) -> float:
-        """The contribution of a value, in points of emotion."""
-        step = bisect_right(self.edges, value)
-        extra = self.by_intention.get(intention)
-        return self.points[step] + (extra[step] if extra else 0.0)
 
 
 class Provenance(Frozen):
@@ -71,8 +68,22 @@ class Weights(Frozen):
 
     def contributions(self, values: Mapping[str, float], intention: Intention) -> dict[str, float]:
         """Points by cue, for the cues of `values`."""
-        shapes = self.shapes
-        return {cue: shapes[cue].at(value, intention) for cue, value in values.items() if cue in shapes}
+        steps = self._steps[intention]
+        return {
+            cue: points[bisect_right(edges, value)]
+            for cue, value in values.items()
+            for edges, points in steps.get(cue, ())
+        }
+
+    @cached_property
+    def _steps(self) -> dict[Intention, dict[str, tuple[_Steps]]]:
+        """By intention and cue: the edges, and the points that a user with this intention gives between them."""
+        found: dict[Intention, dict[str, tuple[_Steps]]] = {intention: {} for intention in Intention}
+        for cue, shape in self.shapes.items():
+            for intention, steps in found.items():
+                extra = shape.by_intention.get(intention) or (0.0,) * len(shape.points)
+                steps[cue] = ((shape.edges, tuple(map(add, shape.points, extra))),)
+        return found
 
     @property
     def mark(self) -> str:

@@ -6,14 +6,14 @@ knows how words follow each other and not which things a story is about. Smoothi
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
+from math import log2
 
 from rlver.core.profile import Language
 from rlver.text.words import words
 
+_Followed = tuple[dict[str, int], int, int]
 _SUFFIXES = ("ing", "ed", "ly", "n't", "'s", "s")
 
 
@@ -30,10 +30,19 @@ class NgramModel:
             for i in range(2, len(tokens)):
                 for order in range(3):
                     nexts[tuple(tokens[i - order : i])][tokens[i]] += 1
-        # What follows a context, how many kinds of words these are, and kinds and occurrences together.
-        self._next = {context: (dict(c), len(c), c.total() + len(c)) for context, c in nexts.items()}
-        self._vocabulary = len(nexts[()]) + 1
-        self._log2 = lru_cache(maxsize=200_000)(self._log2_uncached)
+        # By word: what followed it, how many kinds of words, kinds and occurrences together; by the two, likewise.
+        followed = {context: (dict(c), len(c), c.total() + len(c)) for context, c in nexts.items()}
+        self._after_one = {context[0]: seen for context, seen in followed.items() if len(context) == 1}
+        self._after_two: dict[str, dict[str, _Followed]] = {word: {} for word in self._after_one}
+        for context, seen in followed.items():
+            if len(context) == 2:
+                self._after_two[context[1]][context[0]] = seen
+        anywhere, kinds, all_ = followed.get((), ({}, 0, 0))
+        self._unseen = 1.0 / (kinds + 1)
+        self._alone: dict[str, float] = {}
+        if all_:
+            self._alone = {word: (count + kinds * self._unseen) / all_ for word, count in anywhere.items()}
+            self._unseen = kinds * self._unseen / all_
 
     def _shape(self, word: str) -> str:
         if word.isdigit():
@@ -46,20 +55,23 @@ class NgramModel:
         known, shape = self.known, self._shape
         return ["<s>", "<s>", *[w if w in known else shape(w) for w in words(text, self.language)], "</s>"]
 
-    def _log2_uncached(self, a: str, b: str, c: str) -> float:
-        probability = 1.0 / self._vocabulary
-        for context in ((), (b,), (a, b)):
-            seen = self._next.get(context)
-            if seen is None:
-                break  # a longer context ends with this one, and has not been seen either
-            nexts, kinds, all_ = seen
-            probability = (nexts.get(c, 0) + kinds * probability) / all_
-        return math.log2(probability)
-
     def log2s(self, text: str) -> list[float]:
         """Base-2 log probability of each word of the text and of its end."""
         tokens = self._tokens(text)
-        return list(map(self._log2, tokens, tokens[1:], tokens[2:]))
+        alone, unseen, after_one, after_two = self._alone, self._unseen, self._after_one, self._after_two
+        logs = []
+        for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False):
+            probability = alone.get(c, unseen)
+            seen = after_one.get(b)
+            if seen is not None:
+                followed, kinds, all_ = seen
+                probability = (followed.get(c, 0) + kinds * probability) / all_
+                seen = after_two[b].get(a)
+                if seen is not None:
+                    followed, kinds, all_ = seen
+                    probability = (followed.get(c, 0) + kinds * probability) / all_
+            logs.append(log2(probability))
+        return logs
 
     def worst_window(self, text: str, size: int = 8) -> float:
         """Mean base-2 log probability of the least likely `size` words in a row: garble cannot hide in a long text."""
