@@ -6,6 +6,7 @@ The agent reads the text of the reply, its own story and the talk so far; nothin
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -165,12 +166,13 @@ class _Signs(NamedTuple):
 
 def takes_up(reply: str, fact: Fact, language: Language) -> bool:
     """Whether the reply takes up the fact: the short name of its thing, or enough of its own words."""
-    return bool(taken_up(reply, (fact,), language))
+    return bool(taken_up([reply], (fact,), language)[0])
 
 
-def taken_up(reply: str, facts: tuple[Fact, ...], language: Language) -> frozenset[int]:
-    """Which of the facts, by index, the reply takes up."""
-    return _taken_up(reply, tuple([fact.say for fact in facts]), tuple([fact.handle for fact in facts]), language)
+def taken_up(replies: Sequence[str], facts: tuple[Fact, ...], language: Language) -> list[frozenset[int]]:
+    """Which of the facts, by index, each reply takes up."""
+    says, handles = tuple([fact.say for fact in facts]), tuple([fact.handle for fact in facts])
+    return [_taken_up(reply, says, handles, language) for reply in replies]
 
 
 @lru_cache(maxsize=50_000)
@@ -313,7 +315,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
     length = len(plain) - plain.count("'")
 
     told = dialogue.told
-    taken = [told & taken_up(text, profile.story.facts, language) for text in (*earlier, reply)]
+    taken = [told & known for known in taken_up([*earlier, reply], profile.story.facts, language)]
     old = len(taken[-1].intersection(set().union(*taken[:-1])))
 
     own = _own_words(reply, language)

@@ -114,7 +114,7 @@ class EmbeddedAgent:
         """The thing that the last reply took up, so that the user can say so."""
         reply = dialogue.turns[-1].reply
         facts = dialogue.profile.story.facts
-        taken = taken_up(reply, facts, self.language) & dialogue.told
+        taken = taken_up([reply], facts, self.language)[0] & dialogue.told
         return facts[max(taken)].handle if taken else ""
 
     def _speech(self, profile: Profile, seed: int, turn: int, said: list[str]) -> Speech:

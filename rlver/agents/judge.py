@@ -74,6 +74,7 @@ _WARM_ACTS = ("empathise", "listen", "praise", "absolve", "comfort")
 STATE = ("mood", "momentum", "memory", "turn", "persona", "intention")
 """Cues of the user and the moment, not of the reply."""
 
+_NO_ACTS = dict.fromkeys((*NEED_ACTS, *OTHER_ACTS), 0.0)
 _CHARACTERS = tuple(Character)
 # What a count in English words is in Chinese characters or pairs of them, in which the weights were fitted: a word
 # fills 1.7 characters in translations, and a content word, mostly two characters, gives 1.5 pairs with its neighbours.
@@ -138,8 +139,9 @@ def observe(cues: Cues, dialogue: Dialogue, user: UserType) -> Observation:
     }
     size = cues.length * _SIZE[language]
     usual = min(1.0, max(0.0, (size - _BRIEF[0]) / (_BRIEF[1] - _BRIEF[0])))
-    reply = {act: cues.shares.get(act, 0.0) for act in (*NEED_ACTS, *OTHER_ACTS)}
-    reply |= {
+    reply = {
+        **_NO_ACTS,
+        **cues.shares,
         "generic": cues.generic,
         "warm": cues.warm,
         "repeated": cues.repeated,

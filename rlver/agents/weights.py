@@ -69,20 +69,21 @@ class Weights(Frozen):
     def contributions(self, values: Mapping[str, float], intention: Intention) -> dict[str, float]:
         """Points by cue, for the cues of `values`."""
         steps = self._steps[intention]
-        return {
-            cue: points[bisect_right(edges, value)]
-            for cue, value in values.items()
-            for edges, points in steps.get(cue, ())
-        }
+        found = {}
+        for cue, value in values.items():
+            if cue in steps:
+                edges, points = steps[cue]
+                found[cue] = points[bisect_right(edges, value)]
+        return found
 
     @cached_property
-    def _steps(self) -> dict[Intention, dict[str, tuple[_Steps]]]:
+    def _steps(self) -> dict[Intention, dict[str, _Steps]]:
         """By intention and cue: the edges, and the points that a user with this intention gives between them."""
-        found: dict[Intention, dict[str, tuple[_Steps]]] = {intention: {} for intention in Intention}
+        found: dict[Intention, dict[str, _Steps]] = {intention: {} for intention in Intention}
         for cue, shape in self.shapes.items():
             for intention, steps in found.items():
                 extra = shape.by_intention.get(intention) or (0.0,) * len(shape.points)
-                steps[cue] = ((shape.edges, tuple(map(add, shape.points, extra))),)
+                steps[cue] = shape.edges, tuple(map(add, shape.points, extra))
         return found
 
     @property
