@@ -20,6 +20,7 @@ from rlver.text.ngram import NgramModel, quantile
 from rlver.text.words import first_words, script_share, sentences, words
 
 # Chinese has no spaces, so its spans are counted in characters: about twice as many for the same content.
+# A run of the reply that is the user's own is at least twice as long as the n-grams, less one.
 _RUN = {"en": 7, "zh": 12}
 _GRAM = {"en": 4, "zh": 6}
 _SHORT = {"en": 5, "zh": 8}
@@ -143,7 +144,7 @@ def _word_set(text: str, language: Language) -> frozenset[str]:
 @lru_cache(maxsize=50_000)
 def content_words(text: str, language: Language) -> frozenset[str]:
     """Words that carry content (English only)."""
-    return frozenset(w for w in _word_set(text, language) - stopwords(language) if len(w) > 2 and w.isalpha())
+    return frozenset([w for w in _word_set(text, language) - stopwords(language) if len(w) > 2 and w.isalpha()])
 
 
 def short_name(handle: str, language: Language) -> str:
@@ -187,7 +188,7 @@ def _taken_up(reply: str, says: tuple[str, ...], handles: tuple[str, ...], langu
         )
     said = _word_set(reply, language)
     return frozenset(
-        i for i, (name, content) in enumerate(signs) if (name and name <= said) or len(content & said) >= 3
+        [i for i, (name, content) in enumerate(signs) if (name and name <= said) or len(content & said) >= 3]
     )
 
 
@@ -224,9 +225,14 @@ def _grams(text: str, language: Language, n: int) -> frozenset[int]:
 def _own_words(text: str, language: Language) -> frozenset[str]:
     """What marks a text as being about its matter: content words (Chinese: pairs of characters) nobody else uses."""
     if language == "en":
-        rare = _word_set(text, language) - _everyday(language) - stopwords(language)
-        return frozenset(w for w in rare if len(w) > 2 and w.isalpha())
+        rare = _word_set(text, language) - _said_by_anyone(language)
+        return frozenset([w for w in rare if len(w) > 2 and w.isalpha()])
     return _han_runs(text, 2) - _everyday_pairs()
+
+
+@cache
+def _said_by_anyone(language: Language) -> frozenset[str]:
+    return _everyday(language) | stopwords(language)
 
 
 @cache
@@ -272,7 +278,8 @@ def _shared(own: frozenset[int], other: frozenset[int]) -> float:
 
 def _parroted(reply: str, told: list[str], language: Language) -> float:
     n = _RUN[language]
-    if not any(_may_share_run(reply, text, n, language) for text in told):
+    # A run that two texts share covers a whole block of the one, if that is cut into blocks of half the length.
+    if all(map(_grams(reply, language, _GRAM[language]).isdisjoint, [_blocks(text, language) for text in told])):
         return 0.0
     own = _grams(reply, language, n)
     copied = own & frozenset().union(*(_grams(text, language, n) for text in told))
@@ -280,21 +287,11 @@ def _parroted(reply: str, told: list[str], language: Language) -> float:
     return min(1.0, (len(copied) + n - 1) / length) if copied else 0.0
 
 
-def _may_share_run(reply: str, text: str, n: int, language: Language) -> bool:
-    """Whether two texts could have `n` words in a row in common: any such run covers a whole block of the reply, if it
-    is cut into blocks of half that length."""
-    return any(map(_in_line(text, language).__contains__, _blocks(reply, (n + 1) // 2, language)))
-
-
 @lru_cache(maxsize=20_000)
-def _blocks(text: str, size: int, language: Language) -> tuple[str, ...]:
-    tokens = _plain_words(text, language)
-    return tuple([f" {' '.join(tokens[i : i + size])} " for i in range(0, len(tokens) - size + 1, size)])
-
-
-@lru_cache(maxsize=20_000)
-def _in_line(text: str, language: Language) -> str:
-    return f" {' '.join(_plain_words(text, language))} "
+def _blocks(text: str, language: Language) -> frozenset[int]:
+    """The n-grams of a text that do not overlap, as `_grams` has them."""
+    tokens, n = _plain_words(text, language), _GRAM[language]
+    return frozenset(map(hash, zip(*[tokens[i::n] for i in range(n)], strict=False)))
 
 
 def _lectures(reply: str) -> bool:
@@ -347,7 +344,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
         garbled=garbled[-1],
         half_garbled=garbled[len(garbled) // 2],
         # Chinese doubles characters all the time, so only English is checked.
-        doubled=sum(a.isalpha() for a, b in pairwise(tokens) if a == b) if language == "en" else 0,
+        doubled=sum([a.isalpha() for a, b in pairwise(tokens) if a == b]) if language == "en" else 0,
         unfinished=bool(reply) and not _ENDING.match(reply.rstrip()[-1:]),
         wrong_language=script_share(reply, language) < 0.5,
         echo=len(own & _own_words(heard[-1], language)),
@@ -363,7 +360,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
 def _garbled(sentence: str, language: Language) -> float:
     """Bits by which a sentence falls under the threshold of fluency; headings and list marks are let pass."""
     model, threshold = fluency(language)
-    if sum(word[0].isalpha() for word in words(sentence, language)) < 3:
+    if sum([word[0].isalpha() for word in words(sentence, language)]) < 3:
         return 0.0
     return max(0.0, threshold - model.worst_window(sentence))
 

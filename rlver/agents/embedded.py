@@ -87,7 +87,7 @@ class EmbeddedAgent:
             return Reaction(change=change, reasons=tuple(reasons), thought=thought, utterance=utterance, acts=acts)
 
         told = dialogue.told
-        fact = next((i for i in range(len(profile.story.facts)) if i not in told), None)
+        fact = min(set(range(len(profile.story.facts))) - told, default=None)
         hint = self.user == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
         if hint:
             closing = speech.line("hints", profile.need)

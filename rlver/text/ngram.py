@@ -49,7 +49,10 @@ class NgramModel:
             return "<number>"
         if not word[0].isalpha():
             return "<mark>"
-        return next((f"<{suffix}>" for suffix in _SUFFIXES if word.endswith(suffix)), "<word>")
+        for suffix in _SUFFIXES:
+            if word.endswith(suffix):
+                return f"<{suffix}>"
+        return "<word>"
 
     def _tokens(self, text: str) -> list[str]:
         known, shape = self.known, self._shape

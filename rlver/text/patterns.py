@@ -57,13 +57,13 @@ class PatternIndex:
         """The names of the groups with a pattern that is found in the text, in the order of the groups."""
         lower = (text if text.isascii() else text.translate(_ODD_CASE)).lower()
         keys = {key for _, key in self._keys.iter(lower)}
+        numbers = set(self._always).union(*map(self._by_key.__getitem__, keys & self._by_key.keys()))
         found: set[str] = set()
-        by_key = self._by_key
-        for number in {*self._always, *(number for key in keys & by_key.keys() for number in by_key[key])}:
+        for number in numbers:
             name, pattern, lowered, needs = self._patterns[number]
             if name not in found and not any(map(keys.isdisjoint, needs)) and pattern.search(lower if lowered else text):
                 found.add(name)
-        return tuple(name for name in self.names if name in found)
+        return tuple([name for name in self.names if name in found]) if found else ()
 
 
 def _compile(pattern: str) -> tuple[re.Pattern[str], bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 
 from rlver.core.profile import Language
 
@@ -19,7 +19,10 @@ _LATIN_RUN = re.compile(r"[A-Za-z]+")
 @lru_cache(maxsize=20_000)
 def words(text: str, language: Language) -> tuple[str, ...]:
     """Lower-case words and punctuation marks. In Chinese every character is a word of its own."""
-    return tuple((_ZH_WORD if language == "zh" else _EN_WORD).findall(_lower(text, language)))
+    parts = [part.strip() for part in _SENTENCE.findall(text)]  # no word goes on in the next sentence
+    if len(parts) < 2:
+        return tuple((_ZH_WORD if language == "zh" else _EN_WORD).findall(_lower(text, language)))
+    return tuple(chain.from_iterable([words(part, language) for part in parts]))
 
 
 def first_words(text: str, count: int, language: Language) -> tuple[str, ...]:
