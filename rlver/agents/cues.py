@@ -240,7 +240,7 @@ def _everyday_pairs() -> frozenset[str]:
     return _han_runs(read_text("rlver.agents", "data/reference.zh.txt"), 2)
 
 
-def _impersonal(replies: list[str], taken: list[frozenset[int]], heard: list[str], facts: bool, language: Language) -> int:
+def _impersonal(replies: list[str], taken: list[set[int]], heard: list[str], facts: bool, language: Language) -> int:
     """How many of the last replies in a row take up no fact that was told or, where there are no facts, no word."""
     for count, (reply, known) in enumerate(zip(reversed(replies), reversed(taken), strict=True)):
         if facts and known:

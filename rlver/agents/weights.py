@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache, cached_property
-from operator import add
+from math import inf
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
@@ -37,6 +37,12 @@ class Shape(Frozen):
         if list(self.edges) != sorted(self.edges):
             raise ValueError("edges must ascend")
         return self
+
+    def at(self, value: float, intention: Intention) -> float:
+        """The contribution of a value, in points of emotion."""
+        step = bisect_right(self.edges, value)
+        extra = self.by_intention.get(intention)
+        return self.points[step] + (extra[step] if extra else 0.0)
 
 
 class Provenance(Frozen):
@@ -79,12 +85,13 @@ class Weights(Frozen):
     @cached_property
     def _steps(self) -> dict[Intention, dict[str, _Steps]]:
         """By intention and cue: the edges, and the points that a user with this intention gives between them."""
-        found: dict[Intention, dict[str, _Steps]] = {intention: {} for intention in Intention}
-        for cue, shape in self.shapes.items():
-            for intention, steps in found.items():
-                extra = shape.by_intention.get(intention) or (0.0,) * len(shape.points)
-                steps[cue] = shape.edges, tuple(map(add, shape.points, extra))
-        return found
+        return {
+            intention: {
+                cue: (shape.edges, tuple([shape.at(value, intention) for value in (-inf, *shape.edges)]))
+                for cue, shape in self.shapes.items()
+            }
+            for intention in Intention
+        }
 
     @property
     def mark(self) -> str:

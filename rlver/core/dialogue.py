@@ -67,9 +67,10 @@ def is_farewell(utterance: str) -> bool:
     return _FAREWELL.search(utterance.strip()) is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Reason:
-    """One cue of a reply and the points that it moved. (A plain dataclass: a dozen are made for every reply.)"""
+    """One cue of a reply and the points that it moved. A dozen are made for every reply, so it is a plain dataclass;
+    nobody changes one."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 

@@ -30,13 +30,15 @@ class NgramModel:
             for i in range(2, len(tokens)):
                 for order in range(3):
                     nexts[tuple(tokens[i - order : i])][tokens[i]] += 1
-        # By word: what followed it, how many kinds of words, kinds and occurrences together; by the two, likewise.
         followed = {context: (dict(c), len(c), c.total() + len(c)) for context, c in nexts.items()}
-        self._after_one = {context[0]: seen for context, seen in followed.items() if len(context) == 1}
-        self._after_two: dict[str, dict[str, _Followed]] = {word: {} for word in self._after_one}
+        # By word: what followed it, how many kinds of words, kinds and occurrences together, and the same by the word
+        # before it.
+        self._after: dict[str, tuple[dict[str, int], int, int, dict[str, _Followed]]] = {
+            context[0]: (*seen, {}) for context, seen in followed.items() if len(context) == 1
+        }
         for context, seen in followed.items():
             if len(context) == 2:
-                self._after_two[context[1]][context[0]] = seen
+                self._after[context[1]][3][context[0]] = seen
         anywhere, kinds, all_ = followed.get((), ({}, 0, 0))
         self._unseen = 1.0 / (kinds + 1)
         self._alone: dict[str, float] = {}
@@ -61,20 +63,22 @@ class NgramModel:
     def log2s(self, text: str) -> list[float]:
         """Base-2 log probability of each word of the text and of its end."""
         tokens = self._tokens(text)
-        alone, unseen, after_one, after_two = self._alone, self._unseen, self._after_one, self._after_two
+        alone, unseen, after = self._alone, self._unseen, self._after
         logs = []
         for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False):
             probability = alone.get(c, unseen)
-            seen = after_one.get(b)
-            if seen is not None:
-                followed, kinds, all_ = seen
+            if b in after:
+                followed, kinds, all_, before = after[b]
                 probability = (followed.get(c, 0) + kinds * probability) / all_
-                seen = after_two[b].get(a)
-                if seen is not None:
-                    followed, kinds, all_ = seen
+                if a in before:
+                    followed, kinds, all_ = before[a]
                     probability = (followed.get(c, 0) + kinds * probability) / all_
             logs.append(log2(probability))
         return logs
+
+    def log2s_alone(self, text: str) -> list[float]:
+        """The same had they stood anywhere."""
+        return [log2(self._alone.get(token, self._unseen)) for token in self._tokens(text)[2:]]
 
     def worst_window(self, text: str, size: int = 8) -> float:
         """Mean base-2 log probability of the least likely `size` words in a row: garble cannot hide in a long text."""

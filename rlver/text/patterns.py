@@ -20,7 +20,7 @@ import ahocorasick
 _REPEATS = (_code.MAX_REPEAT, _code.MIN_REPEAT)
 _MANY = 60
 """More strings than these at one place of a pattern are not listed."""
-_COMMON = 0.3
+_COMMON = 0.15
 """A string that this share of the texts hold tells too little to look for it, if a pattern needs a rarer one too."""
 # Letters that `re.IGNORECASE` takes for "s" and "i", and that `str.lower` leaves alone or makes two of.
 _ODD_CASE = str.maketrans({"ſ": "s", "ı": "i", "İ": "i"})
@@ -56,12 +56,14 @@ class PatternIndex:
     def found_in(self, text: str) -> tuple[str, ...]:
         """The names of the groups with a pattern that is found in the text, in the order of the groups."""
         lower = (text if text.isascii() else text.translate(_ODD_CASE)).lower()
-        keys = {key for _, key in self._keys.iter(lower)}
+        keys = {key for _, key in self._keys.iter(lower)} if self._by_key else set()
         numbers = set(self._always).union(*map(self._by_key.__getitem__, keys & self._by_key.keys()))
         found: set[str] = set()
         for number in numbers:
             name, pattern, lowered, needs = self._patterns[number]
-            if name not in found and not any(map(keys.isdisjoint, needs)) and pattern.search(lower if lowered else text):
+            if name in found or any(map(keys.isdisjoint, needs)):
+                continue
+            if pattern.search(lower if lowered else text):
                 found.add(name)
         return tuple([name for name in self.names if name in found]) if found else ()
 
