@@ -37,7 +37,7 @@ class EmbeddedAgent:
 
     @property
     def identity(self) -> str:
-        """For example `embedded/vanilla/en/heldout@3-3f2a90bc`: version and a hash of lines, lexicon and weights."""
+        """For example `embedded/vanilla/en/heldout@4-3f2a90bc`: version and a hash of lines, lexicon and weights."""
         texts = [read_text("rlver.agents", f"data/{name}.{self.language}.yaml") for name in ("speech", "lexicon")]
         reference = read_text("rlver.agents", f"data/reference.{self.language}.txt")
         mark = digest(*texts, reference, json.dumps(FIT, sort_keys=True), self.weights.mark)

@@ -20,7 +20,7 @@ from rlver.agents.weights import Weights, default_weights
 from rlver.core.dialogue import Dialogue, Reason
 from rlver.core.profile import Character, Intention, Language
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the judgement changes; part of the agent's identity."""
 
 STEPS = (-10, -5, 5, 10)
@@ -228,8 +228,8 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
     # What takes up nothing of what I tell could be said to anyone. Once is human; who goes on so does not listen.
     points["generic"] = -2.0 * min(5, cues.impersonal)
     if usual > 0:
-        # Four sentences in ten for anyone are not rare; a reply made of them is for nobody.
-        points["generic"] -= 12.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.4)
+        # Of the recorded replies 6 % have more than three sentences in ten for anyone.
+        points["generic"] -= 12.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.3)
         # A long reply that is all about what I came for; recorded ones are about everything, so their weights miss it.
         focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.need)), default=0)
         points["fit"] = 6.0 * usual * max(0.0, focus - 0.4)
