@@ -25,7 +25,7 @@ from rlver.judging.measures import model_measures, predict, spearman
 from rlver.judging.recorded import Judged, Recorded, judged_replies, read_ids, read_recorded
 from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play
-from rlver.stories.generate import generate
+from rlver.stories.generate import benchmark_profiles, generate
 
 PRESET = PRESETS["sage"].model_copy(update={"fails_below": -1.0})
 MODELS = ("random", "hedge", "praise", "oracle")
@@ -229,6 +229,16 @@ def test_cheats_lose_and_the_honest_win(language: Any) -> None:
     assert found["failed"] == []
     assert set(found["cheats"]) >= {"generic praise", "garble", "empty", "greedy choice", "other language"}
     assert len(found["honest"]) == 3 and len(redteam.generic_sentences(language)) == 200
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_long_kindness_for_everyone_does_not_pay(language: Any) -> None:
+    """The nearest to its limit of all cheats, so it is played on the whole benchmark."""
+    name = "long and kind to everyone"
+    policy = redteam.Talker(name, redteam.cheats(language, "vanilla")[name])
+    agent = EmbeddedAgent(language, "vanilla", "heldout")
+    dialogues = play(benchmark_profiles(language), policy, agent, PRESETS["sage"], seed=0)
+    assert 100 * np.mean([dialogue.reward for dialogue in dialogues]) <= redteam.LIMIT
 
 
 def test_the_red_team_fails_a_judge_that_can_be_bought() -> None:

@@ -15,6 +15,7 @@ PATTERNS = {
     "a": [r"\b(sorry|apolog\w+)\b", r"^no+$"],
     "b": [r"(?<!not )you.{0,6}(right|ri[sg]ht)", r"don.?t|isn't"],
     "c": [r"(ab|cd)?e{2,}", r"[xyz]\d", r"(?!foo)\w*bar"],
+    "e": [r"(?-i:Go|Stop) now", r"hm+ then|[0-4]\)", r"\d{1,2}[.)]", r"so (very )?(sad|bad|mad)"],
     "d": [r"\W{3}|听.{0,3}(说|见)"],
 }
 
@@ -24,6 +25,7 @@ def naive(groups: dict[str, list[str]], text: str) -> tuple[str, ...]:
 
 
 PIECES = ["Sorry", "apologies", "not ", "you", "Right", "rist", "don", "t", "'", " ", "EE", "x", "4", "foo", "bar"]
+PIECES += ["go", "Go", " now", "hm", "m", " then", "3", ".", ")", "so ", "very ", "bad", "ſ", "İ", "ı"]
 PIECES += ["no", "!!!", "听", "他说", "ab", "isn't"]
 
 
@@ -42,3 +44,7 @@ def test_the_lexicon_is_read_as_it_is_written(language: str) -> None:
     index = PatternIndex(groups, lines[:20])
     for line in lines:
         assert index.found_in(line) == naive(groups, line)
+
+
+def test_patterns_that_need_no_letters_are_always_tried() -> None:
+    assert PatternIndex({"a": [r"^\w$"], "b": [r"x?"]}).found_in("q") == ("a", "b")

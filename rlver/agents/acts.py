@@ -6,6 +6,7 @@ arXiv 2505.02847, appendix, merged to what a reader can tell apart).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -46,7 +47,11 @@ def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], t
 
 def tag(reply: str, language: Language) -> Tags:
     """Tag every sentence of a reply."""
-    said = sentences(reply)
+    return tag_sentences(sentences(reply), language)
+
+
+def tag_sentences(said: Sequence[str], language: Language) -> Tags:
+    """Tag these sentences of a reply."""
     tags = Tags({}, {}, len(said), _tag_sentence(said[0], language)[1] if said else ())
     for sentence in said:
         acts, styles = _tag_sentence(sentence, language)

@@ -6,33 +6,33 @@ The agent reads the text of the reply, its own story and the talk so far; nothin
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from rlver.agents.acts import NEED_ACTS, tag
+from rlver.agents.acts import NEED_ACTS, tag_sentences
 from rlver.core.data import read_text, read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Fact, Language, Profile
 from rlver.stories.library import is_known, load_stories
 from rlver.text.ngram import NgramModel, quantile
-from rlver.text.words import script_share, sentences, words
+from rlver.text.words import first_words, script_share, sentences, words
 
 # Chinese has no spaces, so its spans are counted in characters: about twice as many for the same content.
+# A run of the reply that is the user's own is at least twice as long as the n-grams, less one.
 _RUN = {"en": 7, "zh": 12}
 _GRAM = {"en": 4, "zh": 6}
 _SHORT = {"en": 5, "zh": 8}
 _LONG = {"en": 150, "zh": 300}
-_ENDING = re.compile(r"[.!?。！？…~～)\]」”\"'*]\s*$|[\U0001F300-\U0001FAFF]\s*$")
+_ENDING = re.compile(r"[.!?。！？…~～)\]」”\"'*\U0001F300-\U0001FAFF]")
 _HAN_RUN = re.compile(r"[\u4e00-\u9fff]+")
 _LIST_MARK = re.compile(r"(?:^|[\s：:。.])(?:\d+[.)、]|[-*•]\s)")
+_LIST_HINT = re.compile(r"[\d\-*•]")
 
 
-class Cues(BaseModel):
+class Cues(NamedTuple):
     """The cues of one reply."""
-
-    model_config = ConfigDict(frozen=True)
 
     acts: tuple[str, ...]
     """Acts seen, the most frequent first."""
@@ -137,96 +137,166 @@ def _belongings(language: Language) -> frozenset[str]:
 
 
 @lru_cache(maxsize=50_000)
-def content_words(text: str, language: Language) -> frozenset[str]:
-    """Words that carry content (English only)."""
-    return frozenset(w for w in words(text, language) if len(w) > 2 and w.isalpha() and w not in stopwords(language))
+def _word_set(text: str, language: Language) -> frozenset[str]:
+    return frozenset(words(text, language))
 
 
 @lru_cache(maxsize=50_000)
-def short_name(fact: Fact, language: Language) -> str:
-    """The shortest way to refer to the fact's thing: "the ovens" for "the bread ovens", if no other ovens could be
+def content_words(text: str, language: Language) -> frozenset[str]:
+    """Words that carry content (English only)."""
+    return frozenset([w for w in _word_set(text, language) - stopwords(language) if len(w) > 2 and w.isalpha()])
+
+
+def short_name(handle: str, language: Language) -> str:
+    """The shortest way to refer to a fact's thing: "the ovens" for "the bread ovens", if no other ovens could be
     meant; the whole handle otherwise."""
-    qualified = fact.handle.split()
+    qualified = handle.split()
     if language == "zh" or len(qualified) < 3 or qualified[-1].lower() in _everyday(language):
-        return fact.handle
+        return handle
     return f"{qualified[0]} {qualified[-1]}"
 
 
-@lru_cache(maxsize=50_000)
+class _Signs(NamedTuple):
+    """By what a reply shows that it takes up a fact."""
+
+    name: frozenset[str]
+    """All of these words (Chinese: the one string) name the fact's thing."""
+    content: frozenset[str]
+    """Three of these words (Chinese: one of these runs of four characters) are the fact's own."""
+
+
 def takes_up(reply: str, fact: Fact, language: Language) -> bool:
     """Whether the reply takes up the fact: the short name of its thing, or enough of its own words."""
+    return bool(taken_up([reply], (fact,), language)[0])
+
+
+def taken_up(replies: Sequence[str], facts: tuple[Fact, ...], language: Language) -> list[frozenset[int]]:
+    """Which of the facts, by index, each reply takes up."""
+    says, handles = tuple([fact.say for fact in facts]), tuple([fact.handle for fact in facts])
+    return [_taken_up(reply, says, handles, language) for reply in replies]
+
+
+@lru_cache(maxsize=50_000)
+def _taken_up(reply: str, says: tuple[str, ...], handles: tuple[str, ...], language: Language) -> frozenset[int]:
+    signs = _signs(says, handles, language)
     if language == "zh":
-        if fact.handle and fact.handle in reply:
-            return True
-        grams = (fact.say[i : i + 4] for i in range(len(fact.say) - 3))
-        return any(g in reply for g in grams if re.fullmatch(r"[\u4e00-\u9fff]{4}", g) and g not in stopwords("zh"))
-    said = set(words(reply, language))
-    handle = content_words(short_name(fact, language), language)
-    if handle and handle <= said:
-        return True
-    return len(content_words(fact.say, language) & said) >= 3
+        runs = {reply[i : i + 4] for i in range(len(reply) - 3)}
+        return frozenset(
+            i
+            for i, (name, content) in enumerate(signs)
+            if any(handle in reply for handle in name) or not content.isdisjoint(runs)
+        )
+    said = _word_set(reply, language)
+    return frozenset(
+        [i for i, (name, content) in enumerate(signs) if (name and name <= said) or len(content & said) >= 3]
+    )
+
+
+@lru_cache(maxsize=5_000)
+def _signs(says: tuple[str, ...], handles: tuple[str, ...], language: Language) -> tuple[_Signs, ...]:
+    if language == "en":
+        names = [content_words(short_name(handle, language), language) for handle in handles]
+        contents = [content_words(say, language) for say in says]
+    else:
+        names = [frozenset({handle} - {""}) for handle in handles]
+        contents = [_han_runs(say, 4) - stopwords(language) for say in says]
+    return tuple(map(_Signs, names, contents))
+
+
+def _han_runs(text: str, size: int) -> frozenset[str]:
+    """All runs of so many Chinese characters."""
+    return frozenset(run[i : i + size] for run in _HAN_RUN.findall(text) for i in range(len(run) - size + 1))
 
 
 @lru_cache(maxsize=20_000)
-def _grams(text: str, language: Language, n: int) -> frozenset[tuple[str, ...]]:
-    tokens = [word for word in words(text, language) if word.isalnum() or "'" in word]
-    return frozenset(zip(*(tokens[i:] for i in range(n)), strict=False))
+def _plain_words(text: str, language: Language) -> tuple[str, ...]:
+    """Its words without the marks between them."""
+    return tuple([word for word in words(text, language) if word.isalnum() or "'" in word])
+
+
+@lru_cache(maxsize=20_000)
+def _grams(text: str, language: Language, n: int) -> frozenset[int]:
+    """Hashes of its sequences of `n` words: 64 bits, so that two sequences never share one in practice."""
+    tokens = _plain_words(text, language)
+    return frozenset(map(hash, zip(*[tokens[i:] for i in range(n)], strict=False)))
 
 
 @lru_cache(maxsize=20_000)
 def _own_words(text: str, language: Language) -> frozenset[str]:
     """What marks a text as being about its matter: content words (Chinese: pairs of characters) nobody else uses."""
     if language == "en":
-        return content_words(text, language) - _everyday(language)
-    pairs = frozenset(run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1))
-    return pairs - _everyday_pairs()
+        rare = _word_set(text, language) - _said_by_anyone(language)
+        return frozenset([w for w in rare if len(w) > 2 and w.isalpha()])
+    return _han_runs(text, 2) - _everyday_pairs()
+
+
+@cache
+def _said_by_anyone(language: Language) -> frozenset[str]:
+    return _everyday(language) | stopwords(language)
 
 
 @cache
 def _everyday_pairs() -> frozenset[str]:
-    text = read_text("rlver.agents", "data/reference.zh.txt")
-    return frozenset(run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1))
+    return _han_runs(read_text("rlver.agents", "data/reference.zh.txt"), 2)
 
 
-def _impersonal(replies: list[str], facts: list[Fact], heard: list[str], language: Language) -> int:
-    count = 0
-    for reply in reversed(replies):
-        if facts:
-            personal = any(takes_up(reply, fact, language) for fact in facts)
-        else:
-            personal = any(not _own_words(reply, language).isdisjoint(_own_words(said, language)) for said in heard)
-        if personal:
-            break
-        count += 1
-    return count
+def _impersonal(replies: list[str], taken: list[set[int]], heard: list[str], facts: bool, language: Language) -> int:
+    """How many of the last replies in a row take up no fact that was told or, where there are no facts, no word."""
+    for count, (reply, known) in enumerate(zip(reversed(replies), reversed(taken), strict=True)):
+        if facts and known:
+            return count
+        if not facts and any(not _own_words(reply, language).isdisjoint(_own_words(said, language)) for said in heard):
+            return count
+    return len(replies)
 
 
+@lru_cache(maxsize=20_000)
 def _start(text: str, language: Language) -> tuple[str, ...]:
-    return words(text[:60], language)[:3]
+    return first_words(text[:60], 3, language)
 
 
-def _repeated(reply: str, earlier: list[str], language: Language) -> float:
-    """Share of the reply's n-grams that stand in earlier replies; a short reply is compared as a whole."""
+def _repeated(reply: str, earlier: list[str], language: Language) -> tuple[float, int]:
+    """Share of the reply's n-grams that stand in earlier replies, and how many of these hold nearly all of them;
+    a short reply is compared as a whole."""
     n = _GRAM[language]
-    own = _grams(reply, language, n)
+    own = new = _grams(reply, language, n)
     if not own:
-        return float(any(words(reply, language) == words(other, language) for other in earlier))
-    seen = frozenset().union(*(_grams(other, language, n) for other in earlier))
-    return len(own & seen) / len(own)
+        again = sum(words(reply, language) == words(other, language) for other in earlier)
+        return float(again > 0), again
+    again = 0
+    for other in earlier:
+        grams = _grams(other, language, n)
+        if not own.isdisjoint(grams):
+            new = new - grams
+            again += len(own & grams) / len(own) > 0.8
+    return (len(own) - len(new)) / len(own), again
 
 
-def _shared(own: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
+def _shared(own: frozenset[int], other: frozenset[int]) -> float:
     return len(own & other) / len(own) if own else 0.0
 
 
 def _parroted(reply: str, told: list[str], language: Language) -> float:
     n = _RUN[language]
-    own = _grams(reply, language, n)
-    if not own:
+    # A run that two texts share covers a whole block of the one, if that is cut into blocks of half the length.
+    if all(map(_grams(reply, language, _GRAM[language]).isdisjoint, [_blocks(text, language) for text in told])):
         return 0.0
+    own = _grams(reply, language, n)
     copied = own & frozenset().union(*(_grams(text, language, n) for text in told))
     length = len(own) + n - 1
     return min(1.0, (len(copied) + n - 1) / length) if copied else 0.0
+
+
+@lru_cache(maxsize=20_000)
+def _blocks(text: str, language: Language) -> frozenset[int]:
+    """The n-grams of a text that do not overlap, as `_grams` has them."""
+    tokens, n = _plain_words(text, language), _GRAM[language]
+    return frozenset(map(hash, zip(*[tokens[i::n] for i in range(n)], strict=False)))
+
+
+def _lectures(reply: str) -> bool:
+    """Whether the reply has two list marks or more."""
+    return _LIST_HINT.search(reply) is not None and len(_LIST_MARK.findall(reply)) >= 2
 
 
 def read_cues(dialogue: Dialogue) -> Cues:
@@ -235,47 +305,53 @@ def read_cues(dialogue: Dialogue) -> Cues:
     reply = dialogue.turns[-1].reply
     earlier = [turn.reply for turn in dialogue.turns[:-1]]
     heard = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
-    tags = tag(reply, language)
+    said = sentences(reply)
+    tags = tag_sentences(said, language)
     tokens = words(reply, language)
-    length = sum(token[0].isalnum() for token in tokens)
+    plain = _plain_words(reply, language)
+    length = len(plain) - plain.count("'")
 
-    facts = [profile.story.facts[i] for i in sorted(dialogue.told)]
-    taken = [fact for fact in facts if takes_up(reply, fact, language)]
-    old = sum(any(takes_up(other, fact, language) for other in earlier) for fact in taken)
+    told = dialogue.told
+    taken = [told & known for known in taken_up([*earlier, reply], profile.story.facts, language)]
+    old = len(taken[-1].intersection(set().union(*taken[:-1])))
 
     own = _own_words(reply, language)
-    garbled = sorted(_garbled(sentence, language) for sentence in sentences(reply[:20_000])) or [0.0]
+    readable = said if len(reply) <= 20_000 else sentences(reply[:20_000])
+    garbled = sorted([_garbled(sentence, language) for sentence in readable]) or [0.0]
+    repeated, again = _repeated(reply, earlier, language)
+    start = _start(reply, language)
+    styles = tags.styles
     return Cues(
         acts=tuple(sorted(tags.acts, key=lambda act: (-tags.acts[act], act))),
         length=length,
         shares={act: count / tags.sentences for act, count in tags.acts.items()},
         short=length < _SHORT[language],
         long=max(0.0, length / _LONG[language] - 1),
-        new_facts=len(taken) - old,
+        new_facts=len(taken[-1]) - old,
         old_facts=old,
-        repeated=_repeated(reply, earlier, language),
+        repeated=repeated,
         alike=_shared(_grams(reply, language, 2), _grams(earlier[-1], language, 2)) if earlier else 0.0,
-        again=sum(_repeated(reply, [other], language) > 0.8 for other in earlier),
+        again=again,
         parroted=_parroted(reply, heard[-2:], language),
-        generic=tags.styles.get("generic", 0),
-        cold=tags.styles.get("cold", 0),
-        warm=tags.styles.get("warm", 0),
-        unsafe=tags.styles.get("unsafe", 0),
-        lecture="lecture" in tags.styles or len(_LIST_MARK.findall(reply)) >= 2,
+        generic=styles.get("generic", 0),
+        cold=styles.get("cold", 0),
+        warm=styles.get("warm", 0),
+        unsafe=styles.get("unsafe", 0),
+        lecture="lecture" in styles or _lectures(reply),
         questions=reply.count("?") + reply.count("？"),
         foreign=_foreign(reply, profile, heard),
         sentences=tags.sentences,
         garbled=garbled[-1],
         half_garbled=garbled[len(garbled) // 2],
         # Chinese doubles characters all the time, so only English is checked.
-        doubled=sum(a == b and a.isalpha() for a, b in pairwise(tokens)) if language == "en" else 0,
-        unfinished=bool(reply) and not _ENDING.search(reply),
+        doubled=sum([a.isalpha() for a, b in pairwise(tokens) if a == b]) if language == "en" else 0,
+        unfinished=bool(reply) and not _ENDING.match(reply.rstrip()[-1:]),
         wrong_language=script_share(reply, language) < 0.5,
         echo=len(own & _own_words(heard[-1], language)),
-        impersonal=_impersonal([*earlier, reply], facts, heard, language),
-        same_start=sum(_start(reply, language) == _start(other, language) for other in earlier),
-        maybe=tags.styles.get("maybe", 0),
-        tips=tags.styles.get("tip", 0),
+        impersonal=_impersonal([*earlier, reply], taken, heard, bool(told), language),
+        same_start=sum([start == _start(other, language) for other in earlier]),
+        maybe=styles.get("maybe", 0),
+        tips=styles.get("tip", 0),
         sounds_like="sounds_like" in tags.first,
     )
 
@@ -284,7 +360,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
 def _garbled(sentence: str, language: Language) -> float:
     """Bits by which a sentence falls under the threshold of fluency; headings and list marks are let pass."""
     model, threshold = fluency(language)
-    if sum(word[0].isalpha() for word in words(sentence, language)) < 3:
+    if sum([word[0].isalpha() for word in words(sentence, language)]) < 3:
         return 0.0
     return max(0.0, threshold - model.worst_window(sentence))
 
@@ -294,25 +370,27 @@ def _marks(text: str, language: Language) -> frozenset[str]:
     """Marks of stories that a text holds."""
     if language == "zh":
         return frozenset(mark for mark in _belongings(language) if mark in text)
-    return _belongings(language) & frozenset(words(text, language))
+    return _belongings(language) & _word_set(text, language)
 
 
 @lru_cache(maxsize=5_000)
-def _at_home(profile: Profile) -> frozenset[str]:
-    story = profile.story
-    text = "\n".join([story.text, profile.persona.text, *(fact.say for fact in story.facts)])
-    return _marks(text, profile.language)
+def _at_home(story: str, persona: str, says: tuple[str, ...], language: Language) -> frozenset[str]:
+    return _marks("\n".join([story, persona, *says]), language)
 
 
 def _foreign(reply: str, profile: Profile, heard: list[str]) -> int:
     """Marks of other stories. Of a story from elsewhere nobody can tell what is foreign to it."""
-    language = profile.language
-    if not is_known(profile.story.id, language):
+    language, story = profile.language, profile.story
+    if not is_known(story.id, language):
         return 0
     found = _marks(reply, language)
+    for text in reversed(heard):
+        if not found:
+            return 0
+        found = found - _marks(text, language)
     if not found:
         return 0
-    return len(found - _at_home(profile) - frozenset().union(*(_marks(text, language) for text in heard)))
+    return len(found - _at_home(story.text, profile.persona.text, tuple(fact.say for fact in story.facts), language))
 
 
 def need_acts(cues: Cues) -> tuple[str, ...]:

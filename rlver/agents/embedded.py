@@ -7,7 +7,7 @@ import random
 
 from rlver.agents.acts import NEED_ACTS
 from rlver.agents.base import Opening, UserType
-from rlver.agents.cues import read_cues, takes_up
+from rlver.agents.cues import read_cues, taken_up
 from rlver.agents.judge import FIT, STATE, VERSION, judge, meets
 from rlver.agents.speech import Phrasing, Speech, line_key
 from rlver.agents.weights import Weights, default_weights
@@ -37,7 +37,7 @@ class EmbeddedAgent:
 
     @property
     def identity(self) -> str:
-        """For example `embedded/vanilla/en/heldout@3-3f2a90bc`: version and a hash of lines, lexicon and weights."""
+        """For example `embedded/vanilla/en/heldout@4-3f2a90bc`: version and a hash of lines, lexicon and weights."""
         texts = [read_text("rlver.agents", f"data/{name}.{self.language}.yaml") for name in ("speech", "lexicon")]
         reference = read_text("rlver.agents", f"data/reference.{self.language}.txt")
         mark = digest(*texts, reference, json.dumps(FIT, sort_keys=True), self.weights.mark)
@@ -86,8 +86,8 @@ class EmbeddedAgent:
             )
             return Reaction(change=change, reasons=tuple(reasons), thought=thought, utterance=utterance, acts=acts)
 
-        untold = [i for i in range(len(profile.story.facts)) if i not in dialogue.told]
-        fact = untold[0] if untold else None
+        told = dialogue.told
+        fact = min(set(range(len(profile.story.facts))) - told, default=None)
         hint = self.user == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
         if hint:
             closing = speech.line("hints", profile.need)
@@ -113,8 +113,9 @@ class EmbeddedAgent:
     def _handle(self, dialogue: Dialogue) -> str:
         """The thing that the last reply took up, so that the user can say so."""
         reply = dialogue.turns[-1].reply
-        facts = (dialogue.profile.story.facts[i] for i in sorted(dialogue.told, reverse=True))
-        return next((fact.handle for fact in facts if takes_up(reply, fact, self.language)), "")
+        facts = dialogue.profile.story.facts
+        taken = taken_up([reply], facts, self.language)[0] & dialogue.told
+        return facts[max(taken)].handle if taken else ""
 
     def _speech(self, profile: Profile, seed: int, turn: int, said: list[str]) -> Speech:
         return Speech(self.language, self.phrasing, random.Random(f"{seed}:{profile.id}:{turn}"), said)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
+from math import inf
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,6 +18,8 @@ from rlver.core.data import digest, read_text
 from rlver.core.errors import RlverError
 from rlver.core.files import read_file
 from rlver.core.profile import Frozen, Intention
+
+_Steps = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Shape(Frozen):
@@ -71,8 +74,24 @@ class Weights(Frozen):
 
     def contributions(self, values: Mapping[str, float], intention: Intention) -> dict[str, float]:
         """Points by cue, for the cues of `values`."""
-        shapes = self.shapes
-        return {cue: shapes[cue].at(value, intention) for cue, value in values.items() if cue in shapes}
+        steps = self._steps[intention]
+        found = {}
+        for cue, value in values.items():
+            if cue in steps:
+                edges, points = steps[cue]
+                found[cue] = points[bisect_right(edges, value)]
+        return found
+
+    @cached_property
+    def _steps(self) -> dict[Intention, dict[str, _Steps]]:
+        """By intention and cue: the edges, and the points that a user with this intention gives between them."""
+        return {
+            intention: {
+                cue: (shape.edges, tuple([shape.at(value, intention) for value in (-inf, *shape.edges)]))
+                for cue, shape in self.shapes.items()
+            }
+            for intention in Intention
+        }
 
     @property
     def mark(self) -> str:

@@ -32,9 +32,7 @@ class LiftModel(NgramModel):
 
     def lifts(self, text: str) -> list[float]:
         """Bits by which each word of the text, and its end, is likelier after the two before it than anywhere."""
-        tokens = self._tokens(text)
-        # Nothing was ever seen after ("", ""), so the model falls back to the frequency of the word alone.
-        return [self._log2(*tokens[i - 2 : i + 1]) - self._log2("", "", tokens[i]) for i in range(2, len(tokens))]
+        return [after - alone for after, alone in zip(self.log2s(text), self.log2s_alone(text), strict=True)]
 
 
 @cache

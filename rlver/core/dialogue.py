@@ -12,7 +12,9 @@ it to `reply`, lets the sentient agent react to what the user saw, and hands the
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,10 +67,12 @@ def is_farewell(utterance: str) -> bool:
     return _FAREWELL.search(utterance.strip()) is not None
 
 
-class Reason(BaseModel):
-    """One cue of a reply and the points that it moved."""
+@dataclass(slots=True, unsafe_hash=True)
+class Reason:
+    """One cue of a reply and the points that it moved. A dozen are made for every reply, so it is a plain dataclass;
+    nobody changes one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     cue: str
     points: float

@@ -6,14 +6,14 @@ knows how words follow each other and not which things a story is about. Smoothi
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
+from math import log2
 
 from rlver.core.profile import Language
 from rlver.text.words import words
 
+_Followed = tuple[dict[str, int], int, int]
 _SUFFIXES = ("ing", "ed", "ly", "n't", "'s", "s")
 
 
@@ -24,41 +24,61 @@ class NgramModel:
         self.language = language
         counts = Counter(word for line in lines for word in words(line, language))
         self.known = {word for word, count in counts.items() if count >= min_count}
-        self._next: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        nexts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         for line in lines:
             tokens = self._tokens(line)
             for i in range(2, len(tokens)):
                 for order in range(3):
-                    self._next[tuple(tokens[i - order : i])][tokens[i]] += 1
-        self._total = {context: sum(nexts.values()) for context, nexts in self._next.items()}
-        self._vocabulary = len(self._next[()]) + 1
-        self._log2 = lru_cache(maxsize=200_000)(self._log2_uncached)
+                    nexts[tuple(tokens[i - order : i])][tokens[i]] += 1
+        followed = {context: (dict(c), len(c), c.total() + len(c)) for context, c in nexts.items()}
+        # By word: what followed it, how many kinds of words, kinds and occurrences together, and the same by the word
+        # before it.
+        self._after: dict[str, tuple[dict[str, int], int, int, dict[str, _Followed]]] = {
+            context[0]: (*seen, {}) for context, seen in followed.items() if len(context) == 1
+        }
+        for context, seen in followed.items():
+            if len(context) == 2:
+                self._after[context[1]][3][context[0]] = seen
+        anywhere, kinds, all_ = followed.get((), ({}, 0, 0))
+        self._unseen = 1.0 / (kinds + 1)
+        self._alone: dict[str, float] = {}
+        if all_:
+            self._alone = {word: (count + kinds * self._unseen) / all_ for word, count in anywhere.items()}
+            self._unseen = kinds * self._unseen / all_
 
     def _shape(self, word: str) -> str:
-        if word in self.known:
-            return word
         if word.isdigit():
             return "<number>"
         if not word[0].isalpha():
             return "<mark>"
-        return next((f"<{suffix}>" for suffix in _SUFFIXES if word.endswith(suffix)), "<word>")
+        for suffix in _SUFFIXES:
+            if word.endswith(suffix):
+                return f"<{suffix}>"
+        return "<word>"
 
     def _tokens(self, text: str) -> list[str]:
-        return ["<s>", "<s>", *(self._shape(word) for word in words(text, self.language)), "</s>"]
-
-    def _log2_uncached(self, a: str, b: str, c: str) -> float:
-        probability = 1.0 / self._vocabulary
-        for context in ((), (b,), (a, b)):
-            nexts = self._next.get(context)
-            if nexts is not None:
-                kinds = len(nexts)
-                probability = (nexts[c] + kinds * probability) / (self._total[context] + kinds)
-        return math.log2(probability)
+        known, shape = self.known, self._shape
+        return ["<s>", "<s>", *[w if w in known else shape(w) for w in words(text, self.language)], "</s>"]
 
     def log2s(self, text: str) -> list[float]:
         """Base-2 log probability of each word of the text and of its end."""
         tokens = self._tokens(text)
-        return [self._log2(*tokens[i - 2 : i + 1]) for i in range(2, len(tokens))]
+        alone, unseen, after = self._alone, self._unseen, self._after
+        logs = []
+        for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False):
+            probability = alone.get(c, unseen)
+            if b in after:
+                followed, kinds, all_, before = after[b]
+                probability = (followed.get(c, 0) + kinds * probability) / all_
+                if a in before:
+                    followed, kinds, all_ = before[a]
+                    probability = (followed.get(c, 0) + kinds * probability) / all_
+            logs.append(log2(probability))
+        return logs
+
+    def log2s_alone(self, text: str) -> list[float]:
+        """The same had they stood anywhere."""
+        return [log2(self._alone.get(token, self._unseen)) for token in self._tokens(text)[2:]]
 
     def worst_window(self, text: str, size: int = 8) -> float:
         """Mean base-2 log probability of the least likely `size` words in a row: garble cannot hide in a long text."""

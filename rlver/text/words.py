@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import chain, islice
 
 from rlver.core.profile import Language
 
@@ -12,19 +13,31 @@ _ZH_WORD = re.compile(r"[\u4e00-\u9fff]|[A-Za-z]+|\d+|[^\w\s]")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\"”」)]*|[.!?。！？]+")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _LATIN = re.compile(r"[A-Za-z]")
+_LATIN_RUN = re.compile(r"[A-Za-z]+")
 
 
 @lru_cache(maxsize=20_000)
 def words(text: str, language: Language) -> tuple[str, ...]:
     """Lower-case words and punctuation marks. In Chinese every character is a word of its own."""
-    if language == "zh":
-        return tuple(_ZH_WORD.findall(text.lower()))
-    return tuple(_EN_WORD.findall(text.lower().replace("\u2019", "'")))
+    parts = [part.strip() for part in _SENTENCE.findall(text)]  # no word goes on in the next sentence
+    if len(parts) < 2:
+        return tuple((_ZH_WORD if language == "zh" else _EN_WORD).findall(_lower(text, language)))
+    return tuple(chain.from_iterable([words(part, language) for part in parts]))
+
+
+def first_words(text: str, count: int, language: Language) -> tuple[str, ...]:
+    """The first of its words, at most `count`."""
+    matches = (_ZH_WORD if language == "zh" else _EN_WORD).finditer(_lower(text, language))
+    return tuple(match[0] for match in islice(matches, count))
+
+
+def _lower(text: str, language: Language) -> str:
+    return text.lower() if language == "zh" else text.lower().replace("\u2019", "'")
 
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, with their closing marks; blank ones are left out."""
-    return [part.strip() for part in _SENTENCE.findall(text) if any(char.isalnum() for char in part)]
+    return [part.strip() for part in _SENTENCE.findall(text) if any(map(str.isalnum, part))]
 
 
 def script_share(text: str, language: Language) -> float:
@@ -32,8 +45,10 @@ def script_share(text: str, language: Language) -> float:
 
     A Latin word of Chinese text counts as one letter, so that a name or a brand does not make it foreign.
     """
+    if language == "en" and text.isascii():
+        return 1.0
     han = len(_HAN.findall(text))
-    latin = len(_LATIN.findall(text)) if language == "en" else len(re.findall(r"[A-Za-z]+", text))
+    latin = len((_LATIN if language == "en" else _LATIN_RUN).findall(text))
     total = han + latin
     if total == 0:
         return 1.0
