@@ -146,10 +146,11 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
 
     def show(step: int, metrics: dict[str, float]) -> None:
         last.update(metrics)
+        kl = f", kl {metrics['kl']:.2f}" if "kl" in metrics else ""
         bar.update(
             step,
             config.steps,
-            f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}, kl {metrics['kl']:.2f}",
+            f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}{kl}",
         )
 
     try:

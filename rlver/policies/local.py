@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.dialogue import Dialogue
-from rlver.core.errors import RlverError
 from rlver.core.profile import Language
 from rlver.policies.chat import ChatFormat
+from rlver.policies.folder import read_policy
 from rlver.policies.prompts import prompt_hash, system_prompt
 from rlver.policies.sampler import Sampler
 
@@ -43,24 +42,12 @@ class Trace:
 
 
 def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder.
+    """Load a model, whole or as an adapter of another, and its tokenizer from a folder, onto the GPU if that pays.
 
     Raises:
         RlverError: there is no such folder, or no model that can be loaded in it.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise RlverError(f"{path}: there is no such folder; a policy folder holds config.json and model.safetensors.")
-    if not (path / "config.json").is_file():
-        raise RlverError(f"{path}: this folder holds no model (config.json is missing).")
-    disable_progress_bar()  # loading takes no time worth a bar, and the bars would stand between our lines
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds; all mean that the folder is no usable model
-        raise RlverError(f"{path}: the model cannot be loaded ({str(error).splitlines()[0]}).") from error
-    model.eval()
-    return model, tokenizer
+    return read_policy(Path(folder))
 
 
 class LocalPolicy:
@@ -106,6 +93,10 @@ class LocalPolicy:
             trace.replies.append(Reply(len(trace.context), ids, logprobs))
             texts.append(self.chat.decode(ids))
         return texts
+
+    def release(self) -> None:
+        """Free the KV cache, which is as large as a step's dialogues are long; `traces` stay."""
+        del self._sampler
 
     def _chunk(self, index: int) -> list[int]:
         """Ids that the model has not seen yet, up to where the reply to come begins."""

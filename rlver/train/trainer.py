@@ -9,9 +9,9 @@ in a step is drawn from (seed, step), so that a run can be stopped anywhere and 
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +30,15 @@ from rlver.train.advantages.gae import gae, whiten
 from rlver.train.advantages.grpo import grpo_terminal, grpo_turns
 from rlver.train.config import TrainConfig
 from rlver.train.credit import returns, turn_rewards
-from rlver.train.losses.entropy import entropy
 from rlver.train.losses.kl import kl_k3
 from rlver.train.losses.policy import policy_loss
 from rlver.train.losses.value import value_loss
 from rlver.train.metrics import dialogue_metrics
-from rlver.train.models.critic import Critic, explained_variance, trainable
+from rlver.train.models.critic import explained_variance, make_critic
+from rlver.train.models.loading import learning
+from rlver.train.models.logits import token_logprobs
+from rlver.train.models.optimizer import make_optimizer
+from rlver.train.models.reference import Reference
 from rlver.train.samples import Sample, collate, from_trace, hidden_states, micro_batches
 
 _MAX_DIVERGENCE = 10.0
@@ -48,7 +51,7 @@ class Experience:
 
     sample: Sample
     reference: Tensor
-    """Log-probs under the starting policy."""
+    """Log-probs under the starting policy; without a reference, those at sampling."""
     advantages: Tensor
     values: Tensor
     """The critic's values at sampling; zeros without a critic."""
@@ -79,12 +82,16 @@ class Trainer:
             max_tokens=config.max_tokens,
             temperature=config.temperature,
         )
-        self.reference = copy.deepcopy(model).requires_grad_(False)
-        self.critic = Critic(model) if config.algo == "ppo" else None
-        self.optimizers = {"optimizer": torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)}
+        self.reference = (
+            Reference(model, config.temperature, config.logit_tokens, config.offload_reference) if config.kl else None
+        )
+        self.critic = make_critic(model) if config.algo == "ppo" else None
+        self.optimizers = {
+            "optimizer": make_optimizer(learning(model), config.lr, offload=config.offload_optimizer)
+        }
         if self.critic is not None:
-            self.optimizers["critic_optimizer"] = torch.optim.AdamW(
-                trainable(self.critic), lr=config.critic_lr, weight_decay=0.0
+            self.optimizers["critic_optimizer"] = make_optimizer(
+                self.critic.learning(), config.critic_lr, offload=config.offload_optimizer
             )
         self._profiles = profiles
 
@@ -117,7 +124,7 @@ class Trainer:
         count = config.batch // config.rollouts
         profiles = [p for p in self._draw(step, count) for _ in range(config.rollouts)]
         users = [derive(config.seed, "user", step, i // config.rollouts) for i in range(len(profiles))]
-        self.model.eval()
+        self._training(False)
         dialogues = play(
             profiles,
             self.policy,
@@ -126,6 +133,7 @@ class Trainer:
             seed=derive(config.seed, "rollout", step),
             user_seeds=users,
         )
+        self.policy.release()
         return dialogues, [from_trace(trace) for trace in self.policy.traces]
 
     def _draw(self, step: int, count: int) -> list[Profile]:
@@ -141,6 +149,12 @@ class Trainer:
             drawn.append(self._profiles[order[at]])
         return drawn
 
+    def _training(self, mode: bool) -> None:
+        """Layers forget their activations only in training mode, and drop out only there."""
+        self.model.train(mode)
+        if self.critic is not None:
+            self.critic.train(mode)
+
     @torch.no_grad()
     def _evaluate(self, dialogues: list[Dialogue], samples: list[Sample]) -> tuple[list[Experience], dict[str, float]]:
         """Reference log-probs, values and advantages of all tokens."""
@@ -154,17 +168,16 @@ class Trainer:
             if config.rollouts > 1
             else {}
         )
-        reference: list[Tensor] = [torch.empty(0)] * len(samples)
+        reference = [sample.logprobs for sample in samples]
         values = [torch.zeros(len(sample.trained)) for sample in samples]
-        for part in micro_batches(samples, config.micro_tokens):
-            batch = collate([samples[i] for i in part], self.model.device)
-            sizes = [len(samples[i].trained) for i in part]
-            logprobs = self._log_softmax(self.reference, hidden_states(self.reference, batch))
-            for i, piece in zip(part, logprobs.gather(1, batch.targets[:, None]).squeeze(1).split(sizes), strict=True):
-                reference[i] = piece
-            if self.critic is not None:
-                for i, piece in zip(part, self.critic(batch).split(sizes), strict=True):
-                    values[i] = piece
+        with self.reference.at_work() if self.reference else nullcontext():
+            for part in micro_batches(samples, config.micro_tokens):
+                batch = collate([samples[i] for i in part], self.model.device)
+                sizes = [len(samples[i].trained) for i in part]
+                for model, found in ((self.reference, reference), (self.critic, values)):
+                    if model is not None:
+                        for i, piece in zip(part, model(batch).cpu().split(sizes), strict=True):
+                            found[i] = piece
         if self.critic is None:
             if config.credit == "terminal":
                 flat = grpo_terminal([d.reward for d in dialogues], config.rollouts)
@@ -188,7 +201,7 @@ class Trainer:
     def _update(self, experiences: list[Experience]) -> tuple[dict[str, float], float]:
         """One optimizer update. Returns means over tokens, and the largest |log-prob - log-prob at sampling|."""
         config = self.config
-        self.model.train()
+        self._training(True)
         samples = [experience.sample for experience in experiences]
         totals: dict[str, float] = {}
         gap = 0.0
@@ -206,31 +219,30 @@ class Trainer:
             # Every dialogue weighs the same: a token weighs one over the tokens of its dialogue.
             weights = torch.cat([torch.full((len(s.trained),), 1 / len(s.trained)) for s in (e.sample for e in chosen)])
             weights = weights.to(self.model.device) / len(experiences)
-            log_softmax = self._log_softmax(self.model, hidden_states(self.model, batch))
-            logprobs = log_softmax.gather(1, batch.targets[:, None]).squeeze(1)
+            hidden = hidden_states(self.model, batch)
+            logprobs, spread = token_logprobs(
+                self.model, hidden, batch.targets, config.temperature, config.logit_tokens
+            )
             surrogate, clipped = policy_loss(logprobs, old, advantages, config.clip)
             # Cut: one token that the reference finds far likelier would else be the whole update.
-            divergence, spread = kl_k3(logprobs, reference).clamp(max=_MAX_DIVERGENCE), entropy(log_softmax)
+            divergence = kl_k3(logprobs, reference).clamp(max=_MAX_DIVERGENCE)
             loss = (weights * (surrogate + config.kl * divergence - config.entropy * spread)).sum()
             loss.backward()
             gap = max(gap, float((logprobs - old).detach().abs().max()))
-            terms = {"loss": surrogate, "kl": divergence, "entropy": spread, "clip_fraction": clipped}
+            measured = {"kl": divergence} if self.reference else {}
+            terms = {"loss": surrogate, **measured, "entropy": spread, "clip_fraction": clipped}
             if self.critic is not None:
                 critic_loss = value_loss(self.critic(batch), values, targets, config.value_clip)
                 (weights * critic_loss).sum().backward()
                 terms["value_loss"] = critic_loss
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + float((weights * term.detach()).sum())
-        totals["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+        totals["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(learning(self.model), config.max_grad_norm))
         if self.critic is not None:
-            torch.nn.utils.clip_grad_norm_(trainable(self.critic), config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.critic.learning(), config.max_grad_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         return totals, gap
-
-    def _log_softmax(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """(N, vocabulary) log-probs at the temperature of sampling."""
-        return torch.log_softmax(model.get_output_embeddings()(hidden).float() / self.config.temperature, dim=-1)
 
 
 def _token_rewards(

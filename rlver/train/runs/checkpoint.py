@@ -20,7 +20,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
-from rlver.train.models.critic import Critic
+from rlver.policies.folder import ADAPTER_WEIGHTS, load_adapter
+from rlver.train.models.adapters import has_adapters
+from rlver.train.models.critic import AdapterCritic, Critic
 
 _KEEP = 2
 
@@ -56,7 +58,7 @@ class Checkpoints:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         facts: dict[str, Any],
-        critic: Critic | None,
+        critic: Critic | AdapterCritic | None,
         optimizers: Mapping[str, Optimizer],
     ) -> Path:
         """Write the state after `step` steps. It appears under its name only when it is whole."""
@@ -76,7 +78,11 @@ class Checkpoints:
         return target
 
     def load(
-        self, folder: Path, model: PreTrainedModel, critic: Critic | None, optimizers: Mapping[str, Optimizer]
+        self,
+        folder: Path,
+        model: PreTrainedModel,
+        critic: Critic | AdapterCritic | None,
+        optimizers: Mapping[str, Optimizer],
     ) -> int:
         """Restore a checkpoint into these objects and return its step.
 
@@ -85,7 +91,10 @@ class Checkpoints:
         """
         try:
             step = _read_step(folder / "state.json")
-            _load_into(model, load_file(folder / "policy" / "model.safetensors"))
+            if has_adapters(model):
+                load_adapter(model, load_file(folder / "policy" / ADAPTER_WEIGHTS))
+            else:
+                _load_into(model, load_file(folder / "policy" / "model.safetensors"))
             if critic is not None:
                 _load_into(critic, load_file(folder / "critic.safetensors"))
             for name, optimizer in optimizers.items():

@@ -30,9 +30,9 @@ from rlver.core.jsonl import read_objects
 from rlver.core.profile import Profile, read_profiles
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
-from rlver.policies.local import load_model
 from rlver.train.runs.checkpoint import Checkpoints, save_policy
 from rlver.train.config import TrainConfig
+from rlver.train.models.loading import load_for_training
 from rlver.train.trainer import Trainer
 from rlver.version import version
 
@@ -68,7 +68,7 @@ def run(
     _claim(folder, config, resume)
     start_from = folder / "base"
     source = start_from if resume and start_from.is_dir() else base
-    model, tokenizer = load_model(source)
+    model, tokenizer = load_for_training(source, config)
     agent = EmbeddedAgent(config.language, config.user, "train")
     profiles = profiles_of(config)
     facts: dict[str, Any] = {
