@@ -60,6 +60,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what the run needs: memory by part, and the longest dialogue.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy with GRPO or PPO on the emotions of simulated users.
@@ -72,6 +75,8 @@ def train(
       rlver train --algo ppo --think --user challenging
 
       rlver train --policy my-model --set lr=1e-6 --set batch=32 --set max_tokens=512 --out runs/mine
+
+      rlver train --policy my-model --set lora=32 --set device_memory_gb=24 --set batch=32 --dry-run
 
       rlver train --out runs/mine --resume
     """
@@ -98,6 +103,11 @@ def train(
         options = stored_config(folder) | given
     chosen = load_config(config, settings or [], options)
     profiles_of(chosen)  # a broken file is told before minutes of pretraining
+    if dry_run:
+        from rlver.cli.plan import show_plan
+
+        show_plan(chosen, as_json)
+        return
     metrics = train_with_progress(chosen, folder, resume)
     trained = folder / "policy"
     if as_json:

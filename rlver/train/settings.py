@@ -33,7 +33,7 @@ class ModelSettings(Settings):
     lora_alpha: int = Field(32, ge=1)
     """What an adapter adds is multiplied by lora_alpha / lora."""
     lora_targets: str | list[str] = "all-linear"
-    """Which modules get an adapter: all linear ones but the output layer, or a list of names such as [q_proj, v_proj]."""
+    """Which modules get an adapter: all linear ones but the output layer, or a list like [q_proj, v_proj]."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapters in updates. Sampling has none, so it sets sampler and trainer apart."""
     quantize: Literal["none", "4bit"] = "none"

@@ -86,9 +86,7 @@ class Trainer:
             Reference(model, config.temperature, config.logit_tokens, config.offload_reference) if config.kl else None
         )
         self.critic = make_critic(model) if config.algo == "ppo" else None
-        self.optimizers = {
-            "optimizer": make_optimizer(learning(model), config.lr, offload=config.offload_optimizer)
-        }
+        self.optimizers = {"optimizer": make_optimizer(learning(model), config.lr, offload=config.offload_optimizer)}
         if self.critic is not None:
             self.optimizers["critic_optimizer"] = make_optimizer(
                 self.critic.learning(), config.critic_lr, offload=config.offload_optimizer

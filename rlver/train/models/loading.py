@@ -60,7 +60,9 @@ def dtype_for(settings: ModelSettings, device: torch.device) -> torch.dtype:
 def four_bit(device: torch.device, dtype: torch.dtype) -> Any:
     """How `transformers` loads a base in four bits. Raises RlverError where that is not possible."""
     if device.type != "cuda":
-        raise RlverError(f"quantize=4bit needs an NVIDIA or AMD GPU, and the device is {device.type}; set quantize=none.")
+        raise RlverError(
+            f"quantize=4bit needs an NVIDIA or AMD GPU, and the device is {device.type}; set quantize=none."
+        )
     if find_spec("bitsandbytes") is None:
         raise RlverError("quantize=4bit needs bitsandbytes: pip install 'rlver[4bit]'.")
     from transformers import BitsAndBytesConfig
@@ -81,7 +83,7 @@ def learning(model: nn.Module) -> list[nn.Parameter]:
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Let each layer keep its input alone, and be computed again in the backward pass, with the adapter of the first."""
+    """Let each layer keep its input alone and be computed again, with the same adapter, in the backward pass."""
 
     def contexts() -> tuple[Any, Any]:
         """Those of the first pass and of the second, which comes when another adapter may be at work."""
