@@ -65,8 +65,8 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
         typer.echo(f"{plan.host / 1e9:.2f} GB more in the CPU's memory.")
     typer.echo(
         f"Longest dialogue: {length.sample} tokens, {length.trained} of them trained: system prompt and first "
-        f"utterance {length.opening}, {length.replies} replies of {length.max_tokens}, later utterances of {length.utterance} "
-        f"({length.heard} were heard). {config.batch} dialogues a step."
+        f"utterance {length.opening}, {length.replies} replies of {length.max_tokens}, later utterances of "
+        f"{length.utterance} ({length.heard} were heard). {config.batch} dialogues a step."
     )
     if plan.capacity is None and plan.device == "cpu":
         typer.echo("To plan for a GPU that is not here: --set device_memory_gb=24.")
