@@ -28,7 +28,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlver.policies.folder import ADAPTER
 from rlver.train.config import TrainConfig
@@ -42,6 +49,11 @@ _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: four bits, a byte of scale for 64 of them, and four bytes for 256 scales."""
 _CONTEXT, _FRAGMENTS = 6 * 10**8, 0.05
 """What a GPU's driver takes, and the share of memory that lies between tensors: rules of thumb, not measured here."""
+
+# On fake tensors `transformers` cannot see that a mask is not needed and makes one; this attention never has its own.
+_CAUSAL = "rlver_causal"
+AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
+AttentionMaskInterface.register(_CAUSAL, lambda *_, **__: None)
 
 When = Literal["always", "sampling", "evaluation", "update"]
 
@@ -256,7 +268,7 @@ def _on_meta(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, l
         if getattr(text, "layer_types", None):
             text.layer_types = (text.layer_types * layers)[:layers]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=_CAUSAL)
         if config.lora:
             adapters.add_adapter(model, adapters.lora_config(config), "")
             assert adapters.active(model) == ADAPTER
@@ -296,7 +308,8 @@ def _decoder_peak(
     config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, layers: int, size: tuple[int, int], train: bool
 ) -> int:
     """Most bytes that a forward pass, and with `train` a backward pass, over (rows, tokens) holds beside weights."""
-    masked, forgetful = config.think or not train, config.gradient_checkpointing and train
+    # Padding and thoughts need a mask, and so does reading into a cache.
+    masked, forgetful = config.think or not train or size[0] > 1, config.gradient_checkpointing and train
     adapted = (config.lora, config.lora_dropout, str(config.lora_targets))
     key = (shape.to_json_string(), adapted, forgetful, masked, dtype, layers, size, train)
     if key not in _PEAKS:
