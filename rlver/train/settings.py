@@ -21,7 +21,9 @@ class ModelSettings(Settings):
     """What is trained, and how it lies in memory."""
 
     policy: str = "tiny"
-    """`tiny` (pretrained on the spot, then kept) or a folder with a Hugging Face causal language model."""
+    """`tiny` (pretrained on the spot, then kept) or a folder with a Hugging Face causal language model or LoRA adapter."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of torch. A small model gains little by more, and results are identical only for the same number."""
     device: str = "auto"
     """`auto` is the GPU if there is one and the model is large enough for it, else the CPU; or `cpu`, `cuda`, `mps`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -56,8 +58,6 @@ class ModelSettings(Settings):
     """Keep the starting policy in the CPU's memory between uses. With LoRA there is nothing to keep."""
     device_memory_gb: float | None = Field(None, gt=0)
     """Memory that `--dry-run` plans for, in GB (10**9 bytes); by default that of the GPU at hand."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of torch. A small model gains little by more, and results are identical only for the same number."""
 
     @field_validator("quantize")
     @classmethod

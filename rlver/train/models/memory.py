@@ -183,7 +183,7 @@ def _parts(
         parts.append(Part("reference, at work", reference, "evaluation"))
         parts.append(Part("reference, waiting", reference, on_device=False))
     if config.quantize == "4bit":
-        largest = max(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+        largest = max(weight.numel() for weight in _packed(model))
         parts.append(Part("a layer, unpacked", largest * dtype.itemsize))
     if device.type == "cuda":
         parts.append(Part("driver, fragments", int(_CONTEXT + _FRAGMENTS * _peak(parts))))
@@ -253,10 +253,15 @@ def _weight_bytes(config: TrainConfig, model: PreTrainedModel) -> int:
     base = [p for p in model.parameters() if id(p) not in own]
     if config.quantize == "none":
         return _size(base)
-    output = model.get_output_embeddings()
-    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not output]
-    packed = {id(weight): weight for weight in linear if id(weight) not in own}
+    packed = {id(weight) for weight in _packed(model)}
     return int(sum(p.numel() * _NF4 if id(p) in packed else p.nbytes for p in base))
+
+
+def _packed(model: PreTrainedModel) -> list[Tensor]:
+    """The weights that four bits are for: those of linear layers, but neither adapters nor the output layer."""
+    adapter, output = {id(p) for p in learning(model)}, model.get_output_embeddings()
+    linear = (m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not output)
+    return [weight for weight in linear if id(weight) not in adapter]
 
 
 def _on_meta(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, layers: int | None = None) -> Any:
