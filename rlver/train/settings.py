@@ -21,7 +21,7 @@ class ModelSettings(Settings):
     """What is trained, and how it lies in memory."""
 
     policy: str = "tiny"
-    """`tiny` (pretrained on the spot, then kept) or a folder with a Hugging Face causal language model or LoRA adapter."""
+    """`tiny` (pretrained on the spot, then kept), or a folder with a Hugging Face causal language model or adapter."""
     threads: int = Field(1, ge=1)
     """CPU threads of torch. A small model gains little by more, and results are identical only for the same number."""
     device: str = "auto"

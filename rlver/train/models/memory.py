@@ -213,7 +213,7 @@ def _advice(
         {"micro_tokens": min(config.micro_tokens, longest.sample)},
         {"offload_optimizer": True},
         {"lora": config.lora or 32},
-        {"quantize": "4bit"},
+        {"lora": config.lora or 32, "quantize": "4bit"},
     ]
     sizes = (config.batch // n // config.rollouts * config.rollouts for n in (2, 4, 8, 16))
     changes += [{"batch": size} for size in sizes if size]
