@@ -77,6 +77,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what the run needs: memory by part, and the longest dialogue.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy with GRPO or PPO on the emotions of simulated users.
@@ -95,6 +98,8 @@ def train(
       rlver train --policy my-model --set lr=1e-6 --set batch=32 --set max_tokens=512 --out runs/mine
 
       rlver train --steps 60 --eval-every 10 --track mlflow --set eval_n=100 --set keep_last=3
+
+      rlver train --policy my-model --set lora=32 --set device_memory_gb=24 --set batch=32 --dry-run
 
       rlver train --out runs/mine --resume
     """
@@ -129,6 +134,11 @@ def train(
     profiles_of(chosen)
     evaluation_profiles(chosen)
     check_trackers(chosen.trackers)
+    if dry_run:
+        from rlver.cli.plan import show_plan
+
+        show_plan(chosen, as_json)
+        return
     metrics = train_with_progress(chosen, folder, resume)
     trained = folder / "policy"
     outcome = read_outcome(folder)

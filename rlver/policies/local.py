@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.dialogue import Dialogue
-from rlver.core.errors import CallFailed, RlverError
+from rlver.core.errors import CallFailed
 from rlver.core.profile import Language
 from rlver.policies.base import Replies
 from rlver.policies.chat import ChatFormat
 from rlver.policies.engines.base import Engine, Sampling
 from rlver.policies.engines.local import LocalEngine
 from rlver.policies.exact import check_model
+from rlver.policies.folder import read_policy
 from rlver.policies.prompts import prompt_hash, system_prompt
 
 
@@ -49,26 +49,12 @@ class Trace:
 
 
 def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder.
+    """Load a model, whole or as an adapter of another, and its tokenizer from a folder, onto the GPU if that pays.
 
     Raises:
         RlverError: there is no such folder, or no model that can be loaded in it.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise RlverError(f"{path}: there is no such folder; a policy folder holds config.json and model.safetensors.")
-    if not (path / "config.json").is_file():
-        raise RlverError(f"{path}: this folder holds no model (config.json is missing).")
-    disable_progress_bar()  # loading takes no time worth a bar, and the bars would stand between our lines
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds; all mean that the folder is no usable model
-        raise RlverError(f"{path}: the model cannot be loaded ({str(error).splitlines()[0]}).") from error
-    if getattr(model.config, "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # the others leave the capping out
-    model.eval()
-    return model, tokenizer
+    return read_policy(Path(folder))
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:

@@ -10,7 +10,6 @@ same numbers.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
-from rlver.policies.decoder import make_logits
 from rlver.policies.engines.resolve import LOCAL, resolve_engine
 from rlver.policies.exact import check_trace
 from rlver.policies.local import LocalPolicy, Trace
@@ -35,7 +33,6 @@ from rlver.train.config import TrainConfig
 from rlver.train.credit import turn_rewards
 from rlver.train.curriculum import Curriculum
 from rlver.train.groups import Group, play_groups
-from rlver.train.losses.entropy import entropy
 from rlver.train.losses.imitation import imitation_loss, imitation_weights
 from rlver.train.losses.kl import kl_divergence
 from rlver.train.losses.off_policy import importance
@@ -43,7 +40,11 @@ from rlver.train.losses.policy import policy_loss
 from rlver.train.losses.value import value_loss
 from rlver.train.losses.weighting import token_weights
 from rlver.train.metrics import dialogue_metrics
-from rlver.train.models.critic import Critic, explained_variance, trainable
+from rlver.train.models.critic import explained_variance, make_critic
+from rlver.train.models.loading import learning
+from rlver.train.models.logits import token_logprobs
+from rlver.train.models.optimizer import make_optimizer
+from rlver.train.models.reference import Reference
 from rlver.train.samples import Batch, Sample, collate, from_trace, hidden_states, micro_batches
 
 _MAX_DIVERGENCE = 10.0
@@ -58,7 +59,7 @@ class Experience:
     old: Tensor
     """Log-probs before the first update: the sampler's, or the trainer's where the sampler is corrected for."""
     reference: Tensor
-    """Log-probs under the starting policy."""
+    """Log-probs under the starting policy; where nothing is held to it (`kl: 0`), those before the first update."""
     importance: Tensor
     """Weight that corrects for the sampler; ones where it is taken at its word."""
     advantages: Tensor
@@ -102,12 +103,13 @@ class Trainer:
             temperature=config.temperature,
             engine=None if config.engine == LOCAL else resolve_engine(config.engine, model, weights=weights),
         )
-        self.reference = copy.deepcopy(model).requires_grad_(False)
-        self.critic = Critic(model) if config.algo == "ppo" else None
-        self.optimizers = {"optimizer": torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)}
+        logits = config.temperature, config.logit_tokens
+        self.reference = Reference(model, *logits, config.offload_reference) if config.kl else None
+        self.critic = make_critic(model) if config.algo == "ppo" else None
+        self.optimizers = {"optimizer": make_optimizer(learning(model), config.lr, offload=config.offload_optimizer)}
         if self.critic is not None:
-            self.optimizers["critic_optimizer"] = torch.optim.AdamW(
-                trainable(self.critic), lr=config.critic_lr, weight_decay=0.0
+            self.optimizers["critic_optimizer"] = make_optimizer(
+                self.critic.learning(), config.critic_lr, offload=config.offload_optimizer
             )
         self.curriculum = Curriculum(config, profiles)
         self._longest = self.preset.replies * config.max_tokens
@@ -148,7 +150,7 @@ class Trainer:
         groups: list[Group] = []
         flat: list[Group] = []
         wanted, met, failed = config.batch // config.rollouts, 0, 0
-        self.model.eval()
+        self._training(False)
         run(closing(self.policy.update_weights(), self.policy), self.policy.waits)
         for refill in range(1 + (config.refills if config.zero_variance == "refill" else 0)):
             meetings = self.curriculum.draw(step, wanted - len(groups), refill)
@@ -176,9 +178,12 @@ class Trainer:
         sizes = [len(sample.trained) for sample in samples]
         old, importances = [sample.logprobs for sample in samples], [torch.ones(size) for size in sizes]
         values = [torch.zeros(size) for size in sizes]
-        reference = self._over(samples, lambda batch: self._logprobs(self.reference, batch))
+        reference = old
+        if self.reference is not None:
+            with self.reference.at_work():
+                reference = self._over(samples, self.reference)
         if config.importance_cap is not None:
-            old = self._over(samples, lambda batch: self._logprobs(self.model, batch))
+            old = self._over(samples, lambda batch: self._token_logprobs(batch)[0])
             pairs = zip(old, samples, strict=True)
             importances = [importance(p, sample.logprobs, config.importance_cap) for p, sample in pairs]
         if self.critic is not None:
@@ -201,7 +206,7 @@ class Trainer:
     def _update(self, experiences: list[Experience]) -> tuple[dict[str, float], float]:
         """One optimizer update. Returns means over tokens, and the largest |log-prob - log-prob at sampling|."""
         config = self.config
-        self.model.train()
+        self._training(True)
         samples = [experience.sample for experience in experiences]
         weights = token_weights([sample.turns for sample in samples], config.weighting, self._longest)
         totals: dict[str, float] = {}
@@ -216,8 +221,7 @@ class Trainer:
                 return torch.cat([of(e) for e in chosen]).to(self.model.device)
 
             weight = torch.cat([weights[i] for i in part]).to(self.model.device)
-            log_softmax = self._log_softmax(self.model, batch)
-            logprobs = log_softmax.gather(1, batch.targets[:, None]).squeeze(1)
+            logprobs, spread = self._token_logprobs(batch)
             surrogate, clipped = policy_loss(
                 logprobs,
                 column(lambda e: e.old),
@@ -228,9 +232,10 @@ class Trainer:
             )
             surrogate = column(lambda e: e.importance) * surrogate
             divergence = self._divergence(logprobs, column(lambda e: e.reference))
-            spread = entropy(log_softmax if config.entropy else log_softmax.detach())
             loss = surrogate - config.entropy * spread
-            terms = {"loss": surrogate, "kl": divergence, "entropy": spread, "clip_fraction": clipped}
+            terms = {"loss": surrogate, "entropy": spread, "clip_fraction": clipped}
+            if self.reference is not None:
+                terms["kl"] = divergence
             if config.kl_in == "loss":
                 loss = loss + config.kl * divergence
             if config.imitation:
@@ -245,9 +250,9 @@ class Trainer:
                 (weight * terms["value_loss"]).sum().backward()
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + float((weight * term.detach()).sum())
-        totals["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+        totals["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(learning(self.model), config.max_grad_norm))
         if self.critic is not None:
-            torch.nn.utils.clip_grad_norm_(trainable(self.critic), config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.critic.learning(), config.max_grad_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         return totals, gap
@@ -257,14 +262,16 @@ class Trainer:
         estimate = kl_divergence(logprobs, reference, self.config.kl_estimator)
         return estimate.clamp(-_MAX_DIVERGENCE, _MAX_DIVERGENCE)
 
-    def _log_softmax(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """(N, vocabulary) log-probs at the temperature of sampling."""
-        logits = make_logits(model, hidden_states(model, batch))
-        return torch.log_softmax(logits.float() / self.config.temperature, dim=-1)
+    def _token_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probs of the trained tokens at the temperature of sampling, and entropies, both (N,)."""
+        hidden = hidden_states(self.model, batch)
+        return token_logprobs(self.model, hidden, batch.targets, self.config.temperature, self.config.logit_tokens)
 
-    def _logprobs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """(N,) log-probs of the trained tokens."""
-        return self._log_softmax(model, batch).gather(1, batch.targets[:, None]).squeeze(1)
+    def _training(self, mode: bool) -> None:
+        """Layers forget their activations only in training mode, and drop out only there."""
+        self.model.train(mode)
+        if self.critic is not None:
+            self.critic.train(mode)
 
     def _over(self, samples: Sequence[Sample], ask: Callable[[Batch], Tensor]) -> list[Tensor]:
         """What `ask` says of each batch (N,), sample by sample (T,)."""

@@ -8,7 +8,7 @@ dictionary in state.json: the best evaluation so far, the windows that watch for
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from torch.optim import Optimizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
+from rlver.policies.folder import ADAPTER_WEIGHTS, load_adapter
+from rlver.policies.local import end_tokens
 from rlver.policies.resolve import FOLDER_FILE
-from rlver.train.models.critic import Critic
+from rlver.train.models.adapters import has_adapters
+from rlver.train.models.critic import AdapterCritic, Critic
 from rlver.train.runs.files import remove, whole_folder
 
 
@@ -42,16 +45,23 @@ def write_policy(
     """Write the files of a policy folder, one by one; see `save_policy`."""
     folder.mkdir(exist_ok=True)
     # Set first: a model whose own settings contradict each other would refuse to be saved.
-    model.generation_config = generation(tokenizer, facts)
+    model.generation_config = generation(tokenizer, facts, end_tokens(model))
     model.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)  # an adapter does not bring it along
     tokenizer.save_pretrained(folder)
     (folder / FOLDER_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def generation(tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]) -> GenerationConfig:
-    """How to sample as in training: at its temperature from the whole distribution, up to the closing mark."""
+def generation(
+    tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any], ends: Sequence[int] = ()
+) -> GenerationConfig:
+    """How to sample as in training: at its temperature from the whole distribution, up to a closing mark.
+
+    Args:
+        ends: ids at which the model ended a reply already; some have several.
+    """
     stop = tokenizer.eos_token_id
+    every = sorted({*ends, *([] if stop is None else [stop])})
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         do_sample=True,
@@ -59,7 +69,7 @@ def generation(tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]) -> 
         top_k=0,
         top_p=1.0,
         max_new_tokens=facts.get("max_tokens", 256),
-        eos_token_id=stop,
+        eos_token_id=every[0] if len(every) == 1 else every,
         pad_token_id=stop if pad is None else pad,
     )
 
@@ -92,7 +102,7 @@ class Checkpoints:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         facts: dict[str, Any],
-        critic: Critic | None,
+        critic: Critic | AdapterCritic | None,
         optimizers: Mapping[str, Optimizer],
         state: Mapping[str, Any],
     ) -> Path:
@@ -126,7 +136,11 @@ class Checkpoints:
                 remove(path)
 
     def load(
-        self, folder: Path, model: PreTrainedModel, critic: Critic | None, optimizers: Mapping[str, Optimizer]
+        self,
+        folder: Path,
+        model: PreTrainedModel,
+        critic: Critic | AdapterCritic | None,
+        optimizers: Mapping[str, Optimizer],
     ) -> dict[str, Any]:
         """Restore a checkpoint into these objects and return its state, with the number of steps done as `step`.
 
@@ -157,6 +171,8 @@ def step_of(checkpoint: Path) -> int:
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Load the weights of a policy folder, in one file or in several, into a model of the same kind."""
+    if has_adapters(model):
+        return load_adapter(model, load_file(folder / ADAPTER_WEIGHTS))
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():

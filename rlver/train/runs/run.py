@@ -28,8 +28,8 @@ from rlver.benchmark.report import transcript_text
 from rlver.core.dialogue import Dialogue
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
-from rlver.policies.local import load_model
 from rlver.train.config import TrainConfig
+from rlver.train.models.loading import load_for_training
 from rlver.train.runs.checkpoint import Checkpoints, save_policy
 from rlver.train.runs.collapse import Collapsed, CollapseWatch, Verdict
 from rlver.train.runs.evaluation import Best, Evaluator
@@ -99,7 +99,7 @@ class _Run:
         claim(folder, config, resume)
         start_from = folder / "base"
         source = start_from if resume and start_from.is_dir() else base
-        model, self.tokenizer = load_model(source)
+        model, self.tokenizer = load_for_training(source, config)
         users = users_of(config)
         self.identity = " + ".join(user.identity for user in users.values())
         self.trainer = Trainer(config, model, self.tokenizer, users, profiles, folder / "weights")

@@ -1,0 +1,105 @@
+"""`rlver train --dry-run`: what a run needs, before anything long starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rlver.core.errors import RlverError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from rlver.train.config import TrainConfig
+    from rlver.train.models.memory import MemoryPlan
+
+_WHEN = {"always": "always", "sampling": "while sampling", "evaluation": "before updates", "update": "in updates"}
+
+
+def show_plan(config: TrainConfig, as_json: bool) -> None:
+    """Print the memory plan of a run and its longest dialogue; no weights are loaded, nothing is written.
+
+    Raises:
+        RlverError: the policy's config or tokenizer cannot be read.
+    """
+    import torch
+
+    from rlver.agents import EmbeddedAgent
+    from rlver.policies.folder import base_folder, pick_device
+    from rlver.train.models.longest import longest
+    from rlver.train.models.memory import plan
+    from rlver.train.runs.profiles import profiles_of
+
+    shape, tokenizer = _tiny(config) if config.policy == "tiny" else _read(Path(config.policy))
+    if config.device_memory_gb is not None and config.device == "auto":
+        device = torch.device("cuda")  # which need not be here
+    else:
+        device = pick_device(config.device, base_folder(Path(config.policy)) if config.policy != "tiny" else Path())
+    agent = EmbeddedAgent(config.language, config.user, "train")
+    found = plan(config, shape, longest(config, tokenizer, agent, profiles_of(config)), device)
+    if as_json:
+        typer.echo(json.dumps(found.record(), indent=2))
+    else:
+        _print(config, found)
+
+
+def _print(config: TrainConfig, plan: MemoryPlan) -> None:
+    table = Table("part", "where", "when", "GB", title=f"Memory ({plan.dtype} on {plan.device})")
+    table.columns[3].justify = "right"
+    for part in plan.parts:
+        place = plan.device if part.on_device else "cpu memory"
+        table.add_row(part.name, place, _WHEN[part.when], f"{part.bytes / 1e9:.3f}")
+    console = Console(width=88, highlight=False)
+    console.print(table)
+    length = plan.longest
+    verdict = {None: "", True: f", which fits in {(plan.capacity or 0) / 1e9:.1f} GB"}.get(
+        plan.fits, f", MORE than the {(plan.capacity or 0) / 1e9:.1f} GB there are"
+    )
+    typer.echo(f"At most {plan.peak / 1e9:.2f} GB at one time on {plan.device}{verdict}.")
+    if plan.host:
+        typer.echo(f"{plan.host / 1e9:.2f} GB more in the CPU's memory.")
+    typer.echo(
+        f"Longest dialogue: {length.sample} tokens, {length.trained} of them trained: system prompt and first "
+        f"utterance {length.opening}, {length.replies} replies of {length.max_tokens}, later utterances of "
+        f"{length.utterance} ({length.heard} were heard). {config.batch} dialogues a step."
+    )
+    if plan.capacity is None and plan.device == "cpu":
+        typer.echo("To plan for a GPU that is not here: --set device_memory_gb=24.")
+    if plan.advice:
+        settings = " ".join(f"--set {setting}" for setting in plan.advice)
+        begin = "Would fit" if plan.advised_peak <= (plan.capacity or 0) else "Still not enough, but less"
+        typer.echo(f"{begin}, at {plan.advised_peak / 1e9:.2f} GB: {settings}")
+    elif plan.fits is False:
+        typer.echo("No setting would make it fit: take a smaller model or fewer max_tokens.")
+
+
+def _read(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    from transformers import AutoConfig, AutoTokenizer
+
+    from rlver.policies.folder import base_folder
+
+    base = base_folder(folder)
+    try:
+        shape = AutoConfig.from_pretrained(base, local_files_only=True)
+        return shape, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds; all mean that the folder is no usable model
+        raise RlverError(f"{folder}: its shape cannot be read ({str(error).splitlines()[0]}).") from error
+
+
+def _tiny(config: TrainConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The shape of the tiny policy, and a tokenizer like its own from a small corpus: it need not be made for this."""
+    from rlver.tiny.corpus import write_corpus
+    from rlver.tiny.model import build_model
+    from rlver.tiny.pretrain import PretrainConfig
+    from rlver.tiny.tokenizer import train_tokenizer
+
+    dialogues = [dialogue for dialogue, _ in write_corpus(config.language, config.think, 60, config.seed)]
+    tokenizer = train_tokenizer([message.content for dialogue in dialogues for message in dialogue.messages()])
+    sizes = PretrainConfig()
+    model = build_model(tokenizer, 0, sizes.hidden, sizes.layers, sizes.heads, sizes.head_size, sizes.feedforward)
+    return model.config, tokenizer

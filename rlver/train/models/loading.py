@@ -1,0 +1,95 @@
+"""Loading a model for training: where it lies, in which numbers, and which of its weights learn."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlver.core.errors import RlverError
+from rlver.policies.folder import ADAPTER, base_folder, pick_device, read_policy
+from rlver.train.models import adapters
+from rlver.train.settings import ModelSettings
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_for_training(folder: Path, settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a policy folder as the settings ask for it, and its tokenizer.
+
+    Of a folder that holds an adapter, that adapter is trained on if `lora` is its rank; with `lora=0` it becomes part
+    of the weights, and all of them are trained.
+
+    Raises:
+        RlverError: no model that can be loaded, no such device, a package that is missing, adapters that do not fit.
+    """
+    base = base_folder(folder)
+    device = pick_device(settings.device, base)
+    dtype = dtype_for(settings, device)
+    quantization = four_bit(device, dtype) if settings.quantize == "4bit" else None
+    model, tokenizer = read_policy(folder, str(device), dtype, quantization)
+    if not settings.lora:
+        if adapters.has_adapters(model):
+            model = adapters.merge(model)
+        model.requires_grad_(True)
+    elif adapters.has_adapters(model):
+        rank = model.peft_config[ADAPTER].r
+        if rank != settings.lora:
+            raise RlverError(f"{folder}: holds an adapter of rank {rank}, not {settings.lora}; set lora={rank}.")
+        adapters.prepare(model, str(base.resolve()))
+    else:
+        adapters.add_adapter(model, adapters.lora_config(settings), str(base.resolve()))
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return model, tokenizer
+
+
+def dtype_for(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    """The type of the weights on a device."""
+    name = settings.dtype
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
+    return _DTYPES[name]
+
+
+def four_bit(device: torch.device, dtype: torch.dtype) -> Any:
+    """How `transformers` loads a base in four bits. Raises RlverError where that is not possible."""
+    if device.type != "cuda":
+        raise RlverError(
+            f"quantize=4bit needs an NVIDIA or AMD GPU, and the device is {device.type}; set quantize=none."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise RlverError("quantize=4bit needs bitsandbytes: pip install 'rlver[4bit]'.")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def learning(model: nn.Module) -> list[nn.Parameter]:
+    """The policy's parameters that learn: its adapter's, or all."""
+    if isinstance(model, PreTrainedModel) and adapters.has_adapters(model):
+        return list(adapters.adapter_parameters(model, ADAPTER).values())
+    return list(model.parameters())
+
+
+def checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Let each layer keep its input alone and be computed again, with the same adapter, in the backward pass."""
+
+    def contexts() -> tuple[Any, Any]:
+        """Those of the first pass and of the second, which comes when another adapter may be at work."""
+        if not adapters.has_adapters(model):
+            return nullcontext(), nullcontext()
+        return nullcontext(), adapters.using(model, adapters.active(model))
+
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    model.disable_input_require_grads()  # what the old way of checkpointing needed
