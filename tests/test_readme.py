@@ -50,9 +50,11 @@ def test_the_first_recipes_run(small: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stdin", io.StringIO("I am listening, tell me.\n" * 9))
     found = commands("## Recipes", "**Put any model") + commands("**Train** with", "**Chinese, and")
     found += commands("**Look at users**", "## How a reply is judged")
-    assert len(found) >= 8
-    for words in found:
-        assert main(smaller(words)) == 0, words
+    assert len(found) >= 14
+    with FakeServer() as server:
+        for words in found:
+            here = [re.sub(r"(simulator=openai:[^@]+).*", rf"\1@{server.url}", word) for word in words]
+            assert main(smaller(here)) == 0, words
 
 
 def test_recipes_with_official_profiles_run(official: Path, small: Path) -> None:

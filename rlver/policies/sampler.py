@@ -20,6 +20,15 @@ Places = slice | Tensor
 """Which rows of the cache: a slice is read without a copy."""
 
 
+_ROOM = 256
+"""Slots by which rows grow: growing copies all of them."""
+
+
+def rounded(slots: int) -> int:
+    """The slots that rows get who need so many."""
+    return -(-slots // _ROOM) * _ROOM
+
+
 class RaggedCache(Cache):
     """Keys and values of shape (places, heads, slots, head size) per layer; each row is written where it stands.
 
@@ -37,8 +46,7 @@ class RaggedCache(Cache):
             return
         if places > self.places:  # a little more than asked for: dialogues may come one by one
             self.places = max(places, self.places * 5 // 4)
-        if slots > self.slots:
-            self.slots = slots * 3 // 2
+        self.slots = max(self.slots, rounded(slots))
         for layer, stores in self._stores.items():
             self._stores[layer] = (self._grown(stores[0]), self._grown(stores[1]))
 

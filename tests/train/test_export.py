@@ -62,7 +62,7 @@ def test_a_starting_policy_with_other_habits_is_sampled_as_in_training(base: Pat
     run(quick(folder, steps=1, temperature=0.9), folder, tmp_path / "run")
     sampling = GenerationConfig.from_pretrained(tmp_path / "run" / "policy")
     assert (sampling.do_sample, sampling.temperature, sampling.top_k) == (True, 0.9, 0)
-    assert sampling.eos_token_id == words.eos_token_id
+    assert sampling.eos_token_id == [1, words.eos_token_id], "it ends where it ended, and at the closing mark"
 
 
 def test_an_export_is_used_as_its_card_says(

@@ -198,7 +198,7 @@ def test_no_copy_is_made_where_nothing_pulls_back(speakers: Any, words: Any, mon
     for kl, expected in ((0.1, 1), (0.0, 0)):
         trainer = make(speakers, words, kl=kl)
         copies.clear()
-        trainer = type(trainer)(trainer.config, trainer.model, words, trainer.agent)
+        trainer = type(trainer)(trainer.config, trainer.model, words, trainer.agents)
         assert copies.count("Qwen2ForCausalLM") == expected
         metrics, _ = trainer.step(0)
         assert ("kl" in metrics) == (trainer.reference is not None) == bool(kl)

@@ -164,7 +164,7 @@ def test_sampler_and_trainer_agree_with_adapters(speakers: Any, words: Any, base
     for algo in ("grpo", "ppo"):
         trainer = make(speakers, words, algo=algo, lora=RANK, kl=0.1, lr=1e-2)
         model = load_for_training(base, trainer.config)[0]
-        trainer = type(trainer)(trainer.config, model, words, trainer.agent)
+        trainer = type(trainer)(trainer.config, model, words, trainer.agents)
         for step in range(3):
             assert trainer.step(step)[0]["logprob_gap"] < 1e-4
         assert adapter_parameters(model, ADAPTER) and not torch.equal(logprobs(model), bare(model))

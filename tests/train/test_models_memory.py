@@ -91,13 +91,14 @@ def test_the_plan_is_what_a_run_takes(
     model, _ = load_for_training(deep, config)
     trainer = Trainer(config, model, words, Toy(leaves=False, turns=9))
     slots: list[int] = []
-    release = trainer.policy.release
+    sampler = trainer.policy.engine._sampler
+    clear = sampler.clear
 
     def spy() -> None:
-        slots.append(size(tensor for store in trainer.policy._sampler._cache._stores for tensor in store))
-        release()
+        slots.append(size(tensor for pair in sampler.cache._stores.values() for tensor in pair))
+        clear()
 
-    monkeypatch.setattr(trainer.policy, "release", spy)
+    monkeypatch.setattr(sampler, "clear", spy)
     trainer.step(0)
     samples = [from_trace(trace) for trace in trainer.policy.traces]
     length = max(map(len, samples))
@@ -120,7 +121,7 @@ def test_the_plan_is_what_a_run_takes(
         "critic": size(critic.parameters()) if critic else 0,
         "gradients": size(p.grad for p in learned),
         "optimizer state": size(state),
-        "KV cache": slots[0],
+        "KV cache": max(slots),
     }
     if not config.lora:
         assert trainer.reference is not None
@@ -163,9 +164,9 @@ def test_seven_billion_parameters_with_adapters() -> None:
     adapters = 32 * 28 * (2 * 7168 + 2 * (3584 + 512) + 3 * (3584 + 18_944))
     assert parts["adapters"] == parts["gradients"] == pytest.approx(4 * adapters / 1e9)
     assert parts["optimizer state"] == pytest.approx(8 * adapters / 1e9)
-    assert parts["KV cache"] == pytest.approx(32 * 4096 * 28 * 2 * 4 * 128 * 2 / 1e9)
+    assert parts["KV cache"] == pytest.approx(32 * 3840 * 28 * 2 * 4 * 128 * 2 / 1e9)
     assert "reference" not in parts and "critic" not in parts
-    assert found.peak / 1e9 == pytest.approx(27.7, abs=1)
+    assert found.peak / 1e9 == pytest.approx(27.2, abs=1)
     assert of_large(lora=32).peak > found.peak + 30 * 10**9
     four = of_large(lora=32, gradient_checkpointing=True, quantize="4bit", device_memory_gb=24)
     assert gigabytes(four)["weights"] == pytest.approx(5.55, abs=0.05) and four.fits
@@ -181,7 +182,7 @@ def test_seven_billion_parameters_in_full() -> None:
     assert parts["reference"] == parts["gradients"] == parts["weights"] == pytest.approx(weights)
     assert parts["optimizer state"] == pytest.approx(6 * weights)
     less = of_large(gradient_checkpointing=True, offload_optimizer=True, kl=0.0, device_memory_gb=80)
-    assert less.fits and less.peak / 1e9 == pytest.approx(41.4, abs=1) and less.host / 1e9 == pytest.approx(6 * weights)
+    assert less.fits and less.peak / 1e9 == pytest.approx(40.9, abs=1) and less.host / 1e9 == pytest.approx(6 * weights)
     assert "reference" not in gigabytes(less)
 
 

@@ -8,7 +8,7 @@ reference      as much as the weights in full training, nothing with adapters or
 critic         PPO: a copy of the weights and a number a hidden unit, or one more adapter
 gradients      P x b, of policy and critic
 optimizer      8 bytes a parameter for AdamW's two moments, 4 more for a float32 master copy
-KV cache       D x places x L x 2 x key-value heads x head size x b; places double from 512 until a dialogue fits
+KV cache       D x places x L x 2 x key-value heads x head size x b; in steps of 256
 activations    counted: what a forward and backward pass over the largest micro-batch holds at its peak, run on
                tensors without memory with two layers and with three, and continued to L
 logits         counted in the same way for one piece of `logit_tokens`
@@ -38,6 +38,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlver.policies.folder import ADAPTER
+from rlver.policies.sampler import rounded
 from rlver.train.config import TrainConfig
 from rlver.train.models import adapters
 from rlver.train.models.live import LiveBytes
@@ -140,10 +141,7 @@ def plan(config: TrainConfig, shape: PreTrainedConfig, longest: Longest, device:
 
 def kv_slots(longest: Longest) -> int:
     """Places a row that the sampler's cache has made when the longest dialogue is over."""
-    slots = max(longest.opening + 1, 512)
-    while slots < longest.context:
-        slots *= 2
-    return slots
+    return rounded(longest.context + 1)
 
 
 def _parts(
@@ -174,7 +172,7 @@ def _parts(
         Part("critic", (adapter or _size(model.parameters())) + head if critic else 0),
         Part("gradients", _size(all_learned) + (head if critic else 0)),
         Part("optimizer state", state + 2 * head * critic, on_device=not config.offload_optimizer),
-        Part("KV cache", config.batch * kv_slots(longest) * per_token, "sampling"),
+        Part("KV cache", min(config.batch, config.slots or config.batch) * kv_slots(longest) * per_token, "sampling"),
         Part("reading the openings", _reading(config, shape, dtype, longest), "sampling"),
         Part("activations", _activations(config, shape, dtype, rows, length), "update"),
         Part("logits", _logits(config, shape, dtype, piece), "update"),
