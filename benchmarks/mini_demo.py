@@ -14,7 +14,7 @@ from pathlib import Path
 def main() -> None:
     """Run a short demo and fail if the trained policy does not beat the base clearly."""
     out = Path(sys.argv[1]) / "demo"
-    command = ["-m", "rlver", "demo", "--quick", "--steps", "8", "--n", "64", "--no-terminal", "--out", str(out)]
+    command = ["-m", "rlver", "demo", "--steps", "8", "--n", "64", "--no-terminal", "--out", str(out)]
     subprocess.run([sys.executable, *command], check=True)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     base, trained = summary["base"]["score"], summary["trained"]["score"]

@@ -40,9 +40,6 @@ def demo(
     compare: Annotated[
         bool, typer.Option("--terminal/--no-terminal", help="Also train with the terminal reward, for comparison.")
     ] = True,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Pretrain for a third of the time; the policy learns less, but it learns.")
-    ] = False,
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
@@ -67,7 +64,7 @@ def demo(
         shutil.rmtree(out)
     options = {"seed": seed, "language": language, "user": user, "steps": steps}
     config = load_config(None, [], options)
-    base = base_of(config, quick)
+    base = base_of(config)
     terminal = _start_terminal_run(base, options, out / "terminal") if compare else None
     try:
         train_with_progress(config, out / "turn", resume=False, base=base)

@@ -159,7 +159,7 @@ def train(
     )
 
 
-def base_of(config: TrainConfig, quick: bool = False) -> Path:
+def base_of(config: TrainConfig) -> Path:
     """The folder of the policy that a run starts from; the tiny one is pretrained, with a progress bar, if need be."""
     if config.policy != "tiny":
         return Path(config.policy)
@@ -173,7 +173,6 @@ def base_of(config: TrainConfig, quick: bool = False) -> Path:
             config.seed,
             BASES,
             lambda step, steps, loss: bar.update(step + 1, steps, f"loss {loss:.2f}"),
-            quick,
         )
 
 

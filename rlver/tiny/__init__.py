@@ -22,7 +22,6 @@ def base_policy(
     seed: int,
     root: Path = Path("runs/base"),
     on_step: Callable[[int, int, float], None] | None = None,
-    quick: bool = False,
 ) -> Path:
     """The folder of the untrained tiny policy, pretrained now if it is not there yet.
 
@@ -30,12 +29,10 @@ def base_policy(
 
     Args:
         on_step: called with (step, steps in all, loss) after each step.
-        quick: a third of the pretraining, for a policy that knows less and can still be taught.
     """
     from rlver.tiny import corpus, model, muon, pretrain, tokenizer
 
-    settings = pretrain.QUICK if quick else pretrain.PretrainConfig()
-    config = settings.model_copy(update={"language": language, "think": think, "seed": seed})
+    config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
     sources = [inspect.getsource(module) for module in (corpus, model, muon, pretrain, tokenizer)]
     data = [
         EmbeddedAgent(language).identity,

@@ -68,10 +68,6 @@ class PretrainConfig(BaseModel):
     """CPU threads. Another number gives another, equally good policy: sums are rounded in another order."""
 
 
-QUICK = PretrainConfig(hint_steps=100, exchange_steps=80, short_steps=90, steps=70, dialogues=250)
-"""Enough to see the loop work: a base that knows less, made in a third of the time."""
-
-
 def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, float], None] | None = None) -> Path:
     """Write a corpus, train tokenizer and model on it, and save both to `folder`, which is returned.
 
