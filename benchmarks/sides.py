@@ -7,6 +7,7 @@ every side samples the same number of tokens.
 from __future__ import annotations
 
 import logging
+import random
 import resource
 import time
 import warnings
@@ -79,20 +80,28 @@ class Counts:
 
 
 class Patient:
-    """A user who always says the same, answers at once and never leaves; the letters of a reply move the emotion."""
+    """A user who always says the same, answers at once and never leaves; the letters of a reply move the emotion.
+
+    Every profile has a line of its own, and all are as long.
+    """
 
     identity = "patient"
 
-    def __init__(self, line: str) -> None:
-        self.line = line
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def line(self, profile: Profile) -> str:
+        """What the user of this profile says."""
+        return make_line(self.tokens, profile.id)
 
     def open(self, profile: Profile, seed: int) -> Opening:
         """The line."""
-        return Opening(self.line, None, False)
+        return Opening(self.line(profile), None, False)
 
     def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """The line, and points that differ from reply to reply."""
-        return Reaction(change=sum(map(ord, dialogue.turns[-1].reply)) % 11 - 5, utterance=self.line)
+        change = sum(map(ord, dialogue.turns[-1].reply)) % 11 - 5
+        return Reaction(change=change, utterance=self.line(dialogue.profile))
 
 
 def patient(setting: Setting) -> Preset:
@@ -109,14 +118,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer([LINE, read_text("rlver.agents", "data/reference.en.txt"), *stories])
 
 
-def make_line(tokens: int) -> str:
-    """A line of the user of exactly so many tokens."""
-    tokenizer = make_tokenizer()
-    ids = tokenizer.encode(" ".join([LINE] * (1 + tokens // 20)), add_special_tokens=False)[:tokens]
-    line = str(tokenizer.decode(ids))
-    if tokenizer.encode(line, add_special_tokens=False) != ids:
-        raise RuntimeError(f"a line of {tokens} tokens does not survive being written and read")
-    return line
+@cache
+def make_line(tokens: int, seed: str = "") -> str:
+    """A line of exactly so many tokens, also when it is written and read again."""
+    tokenizer, rng, words = make_tokenizer(), random.Random(seed), LINE.split()
+    for _ in range(100):
+        ids = tokenizer.encode(" ".join(rng.choices(words, k=tokens)), add_special_tokens=False)[:tokens]
+        line = str(tokenizer.decode(ids))
+        if tokenizer.encode(line, add_special_tokens=False) == ids:
+            return line
+    raise RuntimeError(f"found no line of {tokens} tokens")
 
 
 def make_model(setting: Setting, seed: int = 0, **shape: Any) -> Qwen2ForCausalLM:
@@ -194,7 +205,7 @@ class Ours:
             **extra,
         )
         model = model or make_model(setting)
-        user = Patient(make_line(setting.said))
+        user = Patient(setting.said)
         self.trainer = Trainer(config, model, make_tokenizer(), user, profiles_of(setting))
         self.number = 0
 
@@ -372,7 +383,7 @@ def play_with_generate(model: Qwen2ForCausalLM, setting: Setting, profiles: Sequ
     With `keep`, the cache goes from turn to turn, so that `generate` encodes only what is new; without, it encodes
     the whole context again. The user is ours, and is asked as our rollout asks it.
     """
-    chat, agent = make_chat(), Patient(make_line(setting.said))
+    chat, agent = make_chat(), Patient(setting.said)
     dialogues = [Dialogue(profile, patient(setting)) for profile in profiles]
     for dialogue in dialogues:
         dialogue.begin(*agent.open(dialogue.profile, 0))

@@ -348,7 +348,10 @@ def main(arguments: list[str] | None = None) -> None:
     known: dict[str, Any] = {"comparisons": {}}
     if folder and (folder / "vs_trl.json").is_file():
         known = json.loads((folder / "vs_trl.json").read_text(encoding="utf-8"))
-    command = " ".join(["python benchmarks/vs_trl.py", *(arguments if arguments is not None else sys.argv[1:])])
+    given = arguments if arguments is not None else sys.argv[1:]
+    # Where the files go is nobody else's business.
+    at = given.index("--out") if "--out" in given else len(given)
+    command = " ".join(["python benchmarks/vs_trl.py", *given[:at], *given[at + 2 :]])
 
     def keep(lines: Iterator[str]) -> None:
         print("\n".join(lines), flush=True)

