@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from rlver.agents import EmbeddedAgent
 from rlver.agents.base import UserType
@@ -42,7 +42,7 @@ class Evaluator:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._profiles = evaluation_profiles(config)
-        users: tuple[UserType, ...] = ("vanilla", config.user)
+        users: tuple[UserType, ...] = ("vanilla", config.user) if config.curriculum == "none" else get_args(UserType)
         self._agents = {user: EmbeddedAgent(config.language, user, "validation") for user in users}
 
     @property
