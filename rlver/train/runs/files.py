@@ -19,10 +19,9 @@ _MAY_CHANGE = {
     "steps", "save_every", "keep_last", "keep_best", "sample_every", "trackers", "eval_every", "stop_on_collapse",
     "collapse_window", "collapse_entropy", "collapse_kl", "collapse_repeated", "collapse_bad_format",
     "collapse_reward", "collapse_patience", "device_memory_gb", "gradient_checkpointing", "offload_optimizer",
-    "offload_reference", "logit_tokens", "simulator",
+    "offload_reference", "logit_tokens",
 }  # fmt: skip
-"""Settings that decide what a run leaves behind or when it ends, where things lie in memory, or by what address the user
-is reached, but not what is learned in a step."""
+"""Settings that decide what a run leaves behind or when it ends, or where things lie in memory, but not what is learned in a step."""
 
 
 def claim(folder: Path, config: TrainConfig, resume: bool) -> None:
