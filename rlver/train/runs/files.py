@@ -21,7 +21,7 @@ _MAY_CHANGE = {
     "collapse_reward", "collapse_patience", "device_memory_gb", "gradient_checkpointing", "offload_optimizer",
     "offload_reference", "logit_tokens",
 }  # fmt: skip
-"""Settings that decide what a run leaves behind or when it ends, or where things lie in memory, but not what is learned in a step."""
+"""Settings of what a run leaves behind, when it ends and where things lie in memory: not of what a step learns."""
 
 
 def claim(folder: Path, config: TrainConfig, resume: bool) -> None:
