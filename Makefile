@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/rlver demo --seed $(SEED)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: $(READY)
 	$(BIN)/ruff check .
