@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -47,7 +51,13 @@ def serving(*more: str, token: str = "") -> Iterator[str]:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "http://127.0.0.1:" in line, line
-        yield line.split(" at ")[1].split()[0]
+        address = line.split(" at ")[1].split()[0]
+        place = urlsplit(address)
+        for _ in range(200):  # it tells its address a moment before it listens
+            with contextlib.suppress(OSError), socket.create_connection((place.hostname, place.port), 1):
+                break
+            time.sleep(0.05)
+        yield address
     finally:
         process.terminate()
         process.wait(10)
