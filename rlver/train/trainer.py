@@ -144,14 +144,18 @@ class Trainer:
                 updates += 1
         return metrics | {name: value / updates for name, value in totals.items()}, dialogues
 
+    def rest(self) -> None:
+        """Make the policy ready to talk: no dropout, and whoever samples has the weights as they are now."""
+        self._training(False)
+        run(closing(self.policy.update_weights(), self.policy), self.policy.waits)
+
     def _play(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """Meet users and play the dialogues of a step, again until the batch is full if flat groups are refilled."""
         config = self.config
         groups: list[Group] = []
         flat: list[Group] = []
         wanted, met, failed = config.batch // config.rollouts, 0, 0
-        self._training(False)
-        run(closing(self.policy.update_weights(), self.policy), self.policy.waits)
+        self.rest()
         for refill in range(1 + (config.refills if config.zero_variance == "refill" else 0)):
             meetings = self.curriculum.draw(step, wanted - len(groups), refill)
             place = (step, refill) if refill else (step,)
@@ -161,8 +165,9 @@ class Trainer:
             self.curriculum.observe([(group.meeting, group.dialogues) for group in played])
             met += len(meetings)
             failed += config.rollouts * (len(meetings) - len(played))
-            flat += [group for group in played if not group.varies(config.credit)]
-            groups += [group for group in played if config.zero_variance == "keep" or group.varies(config.credit)]
+            alike = [group for group in played if not group.varies(config.credit)]
+            flat += alike
+            groups += [group for group in played if config.zero_variance == "keep" or group not in alike]
             if len(groups) == wanted:
                 break
         metrics = {"failed": float(failed)} if failed else {}
@@ -264,8 +269,10 @@ class Trainer:
 
     def _token_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs of the trained tokens at the temperature of sampling, and entropies, both (N,)."""
-        hidden = hidden_states(self.model, batch)
-        return token_logprobs(self.model, hidden, batch.targets, self.config.temperature, self.config.logit_tokens)
+        config, hidden = self.config, hidden_states(self.model, batch)
+        return token_logprobs(
+            self.model, hidden, batch.targets, config.temperature, config.logit_tokens, spread=config.entropy > 0
+        )
 
     def _training(self, mode: bool) -> None:
         """Layers forget their activations only in training mode, and drop out only there."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from families import make_model, make_tokenizer
-from toys import Toy, algos, configure
+from toys import Toy, algos, configure, quick, save
+from transformers import GenerationConfig
 
 from rlver.core.errors import RlverError
+from rlver.train.runs.run import run
 from rlver.train.trainer import Trainer
 
 
@@ -51,3 +54,15 @@ def test_dialogues_whose_ids_are_not_what_was_sampled_end_the_run(monkeypatch: p
     monkeypatch.setattr(trainer.policy, "reply", careless)
     with pytest.raises(RlverError, match="some/mistral: with its chat template, turn 1 of a dialogue was not sampled"):
         trainer.step(0)
+
+
+def test_a_saved_policy_ends_where_its_template_closes(tmp_path: Path) -> None:
+    """Even if its own settings know only the end of the text."""
+    tokenizer = make_tokenizer("llama3")
+    model = make_model("llama3", tokenizer)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    folder = save(tokenizer, model, tmp_path / "base")
+    trained = run(quick(folder, steps=1), folder, tmp_path / "run")
+    closing = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert closing != tokenizer.eos_token_id
+    assert {closing, tokenizer.eos_token_id} <= set(GenerationConfig.from_pretrained(trained).eos_token_id)

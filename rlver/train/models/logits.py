@@ -26,7 +26,12 @@ def piece_size(vocabulary: int, logit_tokens: int) -> int:
 
 
 def token_logprobs(
-    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float, logit_tokens: int = 0
+    model: PreTrainedModel,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    logit_tokens: int = 0,
+    spread: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target, and entropy of the distribution that it was drawn from, in nats: both (N,), float32.
 
@@ -35,9 +40,10 @@ def token_logprobs(
         targets: (N,) ids.
         temperature: divides the logits.
         logit_tokens: most tokens whose logits exist at once; 0 is as many as make 2**26 logits.
+        spread: whether the entropy is to have a gradient, which costs as much again.
     """
     size = piece_size(model.get_output_embeddings().weight.shape[0], logit_tokens)
-    piece = partial(_piece, model, temperature)
+    piece = partial(_piece, model, temperature, spread)
     if len(targets) <= size:
         return piece(hidden, targets)
     pairs = [
@@ -48,6 +54,8 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(spreads)
 
 
-def _piece(model: PreTrainedModel, temperature: float, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _piece(
+    model: PreTrainedModel, temperature: float, spread: bool, hidden: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
     log_softmax = torch.log_softmax(make_logits(model, hidden).float() / temperature, dim=-1)
-    return log_softmax.gather(1, targets[:, None]).squeeze(1), entropy(log_softmax)
+    return log_softmax.gather(1, targets[:, None]).squeeze(1), entropy(log_softmax if spread else log_softmax.detach())

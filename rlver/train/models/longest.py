@@ -66,11 +66,11 @@ def longest(
         profiles = generate(config.language, "train", _PROFILES, derive(config.seed, "profiles", 0))
     profiles = profiles[:: max(1, len(profiles) // _PROFILES)][:_PROFILES]
     preset = get_preset(config.preset)
-    chat = ChatFormat(tokenizer, system_prompt(config.language, config.think))
+    chat = ChatFormat(tokenizer, system_prompt(config.language, config.think), config.think)
     openings, utterances = [], [0]
     for script in _SCRIPTS:
         for dialogue in play(profiles, ScriptedPolicy(script, config.language), agent, preset, seed=config.seed):
-            openings.append(len(chat.opening(dialogue.opening)))
+            openings.append(len(chat.opening(dialogue.opening)) + len(chat.lead))
             utterances += [len(chat.turn(turn.reaction.utterance)) for turn in dialogue.turns if turn.reaction]
     return Longest(
         opening=max(openings),

@@ -59,9 +59,6 @@ class Evaluator:
 
     def run(self, policy: LocalPolicy, on_progress: Callable[[str], None]) -> dict[str, float]:
         """Evaluate a policy as it is now; its model is used in place. Returns metrics under `eval/USER/`."""
-        model = policy.model
-        training = model.training
-        model.eval()
         metrics: dict[str, float] = {}
         for user, agent in self._agents.items():
             transcripts = run_benchmark(
@@ -77,7 +74,6 @@ class Evaluator:
             values = {"score": found.score, "low": low, "high": high, "success": found.success}
             values["failure"] = found.failure
             metrics |= {f"{PREFIX}{user}/{name}": value for name, value in values.items()}
-        model.train(training)
         return metrics
 
 

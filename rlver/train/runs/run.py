@@ -103,6 +103,8 @@ class _Run:
         users = users_of(config)
         self.identity = " + ".join(user.identity for user in users.values())
         self.trainer = Trainer(config, model, self.tokenizer, users, profiles, folder / "weights")
+        # Saved folders end a reply where it ends here: the template's closing token may be no end to the model.
+        model.generation_config.eos_token_id = sorted(self.trainer.policy.chat.stops)
         self.facts = self._facts()
         if source is base:
             save_policy(start_from, model, self.tokenizer, self.facts | {"algo": None})
@@ -159,6 +161,7 @@ class _Run:
         timing = {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
         if self.evaluator and self._due(number, self.config.eval_every):
             began = time.perf_counter()
+            self.trainer.rest()
             metrics |= self.evaluator.run(self.trainer.policy, lambda text: self._on_note(f"evaluating: {text}"))
             timing["evaluation_seconds"] = time.perf_counter() - began
         append(self.folder / "metrics.jsonl", {"step": number, **metrics})
