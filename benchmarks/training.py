@@ -1,17 +1,49 @@
-"""What the benchmarks of training share: train a policy, then measure it before and after with both kinds of users."""
+"""What the benchmarks of training share: train policies, measure them before and after with both users."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
 USERS = ("vanilla", "challenging")
+K = TypeVar("K")
+
+
+def arguments(text: str | None, name: str, steps: int) -> argparse.Namespace:
+    """The options of such a benchmark; `name` is that of its folder under `runs`."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name)
+    return parser.parse_args()
+
+
+def for_all(
+    keys: Iterable[K], chosen: argparse.Namespace, measure: Callable[[K, int], dict[str, Any]]
+) -> dict[K, list[dict[str, Any]]]:
+    """The rows of every key, one a seed; several runs at once."""
+    keys = list(keys)
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        jobs = {(key, seed): pool.submit(measure, key, seed) for seed in chosen.seeds for key in keys}
+        return {key: [jobs[key, seed].result() for seed in chosen.seeds] for key in keys}
+
+
+def write(name: str, chosen: argparse.Namespace, title: str, lines: Sequence[str], rows: Any) -> None:
+    """Write benchmarks/results/NAME.{json,md}, with the command that made them."""
+    command = f"python benchmarks/{name}.py --steps {chosen.steps} --seeds {' '.join(map(str, chosen.seeds))}"
+    text = "\n".join([f"# {title}", "", f"Command: `{command}`", "", *lines]) + "\n"
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    record = json.dumps({"command": command, "rows": rows}, indent=1) + "\n"
+    (RESULTS / f"{name}.json").write_text(record, encoding="utf-8")
 
 
 def rlver(*arguments: str, log: Path) -> str:

@@ -15,7 +15,8 @@ from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.policies.chat import ChatFormat
 from rlver.policies.exact import check_trace
-from rlver.policies.local import Reply, Trace, load_model
+from rlver.policies.folder import load_model
+from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
 from rlver.stories.generate import generate
 

@@ -17,7 +17,8 @@ from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.policies.decoder import make_logits
 from rlver.policies.exact import check_model, check_trace
-from rlver.policies.local import LocalPolicy, Trace, end_tokens, load_model
+from rlver.policies.folder import load_model
+from rlver.policies.local import LocalPolicy, Trace, end_tokens
 from rlver.policies.sampler import Sampler
 from rlver.serve.generate import Generator
 from rlver.stories.generate import generate

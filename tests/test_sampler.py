@@ -16,7 +16,8 @@ from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.policies.chat import ChatFormat
-from rlver.policies.local import LocalPolicy, Trace, load_model
+from rlver.policies.folder import load_model
+from rlver.policies.local import LocalPolicy, Trace
 from rlver.policies.prompts import system_prompt
 from rlver.policies.sampler import Sampler, choose
 from rlver.stories.generate import generate

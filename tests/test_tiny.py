@@ -23,7 +23,7 @@ from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Intention, Language
 from rlver.core.think import split
 from rlver.policies.chat import ChatFormat
-from rlver.policies.local import load_model
+from rlver.policies.folder import load_model
 from rlver.policies.prompts import system_prompt
 from rlver.stories.library import load_stories
 from rlver.tiny import model as model_module

@@ -23,10 +23,10 @@ _WORTH_A_GPU = 100 * 2**20
 """Bytes of weights from which on a GPU pays; a smaller model waits for the GPU more than it computes."""
 
 
-def read_policy(
+def load_model(
     folder: Path, device: str = "auto", dtype: torch.dtype | None = None, quantization: Any = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a policy folder, with its adapter if it has one, and its tokenizer.
+    """The model of a policy folder, with its adapter if it has one, and its tokenizer; ready to be sampled from.
 
     Args:
         device: where the model goes; `auto` is the GPU, if there is one and the model is large enough for it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +16,6 @@ from rlver.policies.chat import ChatFormat
 from rlver.policies.engines.base import Engine, Sampling
 from rlver.policies.engines.local import LocalEngine
 from rlver.policies.exact import check_model
-from rlver.policies.folder import read_policy
 from rlver.policies.prompts import prompt_hash, system_prompt
 
 
@@ -46,15 +44,6 @@ class Trace:
 
     context: list[int] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
-
-
-def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model, whole or as an adapter of another, and its tokenizer from a folder, onto the GPU if that pays.
-
-    Raises:
-        RlverError: there is no such folder, or no model that can be loaded in it.
-    """
-    return read_policy(Path(folder))
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
@@ -112,7 +101,6 @@ class LocalPolicy:
         self.engine.clear()
         self._dialogues = list(dialogues)
         self._seeds = list(seeds)
-        self._talks = {}
         self.traces = [Trace() for _ in dialogues]
 
     async def reply(self, active: Sequence[int]) -> Replies:

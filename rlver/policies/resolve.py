@@ -77,7 +77,8 @@ def resolve_policy(
     if note.language not in (None, language):
         raise RlverError(f"{folder}: this policy was trained in {note.language!r}, but {language!r} is asked for.")
 
-    from rlver.policies.local import LocalPolicy, load_model  # torch, which the other policies do without
+    from rlver.policies.folder import load_model
+    from rlver.policies.local import LocalPolicy  # torch, which the other policies do without
 
     model, tokenizer = load_model(folder)
     return LocalPolicy(

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from rlver.core.errors import RlverError
 from rlver.core.profile import Profile
-from rlver.policies.folder import ADAPTER
-from rlver.policies.local import LocalPolicy, load_model
+from rlver.policies.folder import ADAPTER, load_model
+from rlver.policies.local import LocalPolicy
 from rlver.policies.resolve import resolve_policy
 from rlver.rollout import play
 from rlver.stories.generate import generate

@@ -40,10 +40,9 @@ def estimate(
         values: (T,) the critic's values; zeros without a critic.
         penalties: (T,) what each token pays, where the divergence from the starting policy is part of the reward.
     """
-    gamma = discount(settings.credit, settings.gamma)
+    gamma, by_turn = discount(settings.credit, settings.gamma), settings.credit == "turn"
     if settings.algo in COMPARING:
-        table = _table(settings, _charged(rewards, turns, penalties))
-        by_turn = settings.credit == "turn"
+        table = _table(settings, gamma, _charged(rewards, turns, penalties))
         found = COMPARING[settings.algo](table, settings.group, by_turn)
         return [_spread(row, at) for row, at in zip(found, turns, strict=True)], list(values)
 
@@ -59,18 +58,18 @@ def estimate(
     if settings.rollouts == 1:
         baselines = [torch.zeros(len(at)) for at in turns]
     else:
-        table = _table(settings, _charged(rewards, turns, penalties))
-        centred = dr_grpo(table, settings.group, settings.credit == "turn")
+        table = _table(settings, gamma, _charged(rewards, turns, penalties))
+        centred = dr_grpo(table, settings.group, by_turn)
         means = [[v - c for v, c in zip(*rows, strict=True)] for rows in zip(table, centred, strict=True)]
         baselines = [_spread(row, at) for row, at in zip(means, turns, strict=True)]
     return reinforce_plus_plus(targets, baselines), list(values)
 
 
-def _table(settings: AlgorithmSettings, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+def _table(settings: AlgorithmSettings, gamma: float, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
     """What is compared: one value a dialogue with terminal credit, else one a turn."""
     if settings.credit == "terminal":
         return [[sum(row)] for row in rewards]
-    return [returns(row, discount(settings.credit, settings.gamma)) for row in rewards]
+    return [returns(row, gamma) for row in rewards]
 
 
 def _charged(

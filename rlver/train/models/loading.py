@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
-from rlver.policies.folder import ADAPTER, base_folder, pick_device, read_policy
+from rlver.policies.folder import ADAPTER, base_folder, load_model, pick_device
 from rlver.train.models import adapters
 from rlver.train.settings import ModelSettings
 
@@ -32,7 +32,7 @@ def load_for_training(folder: Path, settings: ModelSettings) -> tuple[PreTrained
     device = pick_device(settings.device, base)
     dtype = dtype_for(settings, device)
     quantization = four_bit(device, dtype) if settings.quantize == "4bit" else None
-    model, tokenizer = read_policy(folder, str(device), dtype, quantization)
+    model, tokenizer = load_model(folder, str(device), dtype, quantization)
     if not settings.lora:
         if adapters.has_adapters(model):
             model = adapters.merge(model)

@@ -10,14 +10,13 @@ from typing import Any, Literal, NamedTuple
 from transformers import AutoTokenizer
 
 from rlver.core.errors import RlverError
-from rlver.policies.local import load_model
+from rlver.policies.folder import ADAPTER_CONFIG, load_model
 from rlver.policies.resolve import FOLDER_FILE, read_note
 from rlver.train.runs.card import Results, Subject, model_card, own_results, read_results
 from rlver.train.runs.checkpoint import write_policy
 from rlver.train.runs.files import read_json, whole_folder
 
 Format = Literal["merged", "adapter"]
-_ADAPTER = "adapter_config.json"
 
 
 class Source(NamedTuple):
@@ -45,7 +44,7 @@ def export(
     source = find_source(path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RlverError(f"{out}: is there already; choose another --out.")
-    adapter = (source.policy / _ADAPTER).is_file()
+    adapter = (source.policy / ADAPTER_CONFIG).is_file()
     if kind == "adapter" and not adapter:
         raise RlverError(f"{source.policy}: holds a whole model and no adapter; leave out --format adapter.")
     read_note(source.policy)  # a broken one is told
@@ -82,7 +81,7 @@ def find_source(path: Path) -> Source:
 
 
 def _is_policy(folder: Path) -> bool:
-    return (folder / _ADAPTER).is_file() or "model_type" in read_json(folder / "config.json")
+    return (folder / ADAPTER_CONFIG).is_file() or "model_type" in read_json(folder / "config.json")
 
 
 def _merged(source: Source) -> tuple[Any, Any]:
@@ -93,7 +92,7 @@ def _merged(source: Source) -> tuple[Any, Any]:
         raise RlverError(
             f"{source.policy}: merging an adapter needs peft: pip install peft, or choose --format adapter."
         ) from None
-    named = Path(str(read_json(source.policy / _ADAPTER).get("base_model_name_or_path")))
+    named = Path(str(read_json(source.policy / ADAPTER_CONFIG).get("base_model_name_or_path")))
     places = [named, source.policy / named, *([source.run / "base"] if source.run else [])]
     base = next((place for place in places if (place / "config.json").is_file()), None)
     if base is None:
@@ -113,7 +112,7 @@ def _copy_adapter(policy: Path, out: Path, base_model: str | None) -> None:
     for file in policy.iterdir():
         if file.is_file():
             shutil.copy(file, out)
-    settings = read_json(policy / _ADAPTER)
+    settings = read_json(policy / ADAPTER_CONFIG)
     known = str(settings.get("base_model_name_or_path") or "")
     settings["base_model_name_or_path"] = base_model or (Path(known).name if Path(known).is_absolute() else known)
-    (out / _ADAPTER).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (out / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
