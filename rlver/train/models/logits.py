@@ -31,7 +31,7 @@ def token_logprobs(
     targets: Tensor,
     temperature: float,
     logit_tokens: int = 0,
-    spread: bool = False,
+    spread: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target, and entropy of the distribution that it was drawn from, in nats: both (N,), float32.
 
