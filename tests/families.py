@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,19 +47,18 @@ def sentence_piece(
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     metaspace = pre_tokenizers.Metaspace(prepend_scheme="never" if kind == "bare" else "first")
     shared: dict[str, Any] = {"vocab_size": 1100, "special_tokens": ["<unk>", *byte_tokens], "show_progress": False}
-    if kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer = metaspace
-        tokenizer.train_from_iterator(TEXTS, trainers.UnigramTrainer(unk_token="<unk>", **shared))
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-        tokenizer.pre_tokenizer = metaspace
-        tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(**shared))
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.pre_tokenizer = metaspace
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(**shared))
     # Bytes are pieces of the vocabulary, no marks.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = []
-    if kind == "unigram":
-        state["model"]["byte_fallback"] = True
+    if kind == "unigram":  # its own trainer gives other pieces in every process
+        pieces = sorted(state["model"]["vocab"], key=state["model"]["vocab"].__getitem__)
+        scored = [
+            [piece, -20.0 if piece in shared["special_tokens"] else -math.log(2 + i)] for i, piece in enumerate(pieces)
+        ]
+        state["model"] = {"type": "Unigram", "unk_id": 0, "vocab": scored, "byte_fallback": True}
     tokenizer = Tokenizer.from_str(json.dumps(state))
     space = normalizers.Replace(" ", "\u2581")
     if kind == "bare":
