@@ -33,6 +33,9 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     seed: SeedOption = 0,
+    policy: Annotated[
+        str, typer.Option(help="What to start from: tiny (made on the spot), or a folder with a Hugging Face model.")
+    ] = "tiny",
     language: LanguageOption = "en",
     user: UserOption = "vanilla",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 24,
@@ -55,15 +58,20 @@ def demo(
     from rlver.benchmark.report import intention_table, matrix_table, score_table, transcript_text
     from rlver.cli.train import base_of, train_with_progress
     from rlver.core.emotion import get_preset
+    from rlver.policies.folder import base_folder
     from rlver.train.config import load_config
 
     began = time.monotonic()
+    if policy != "tiny":
+        base_folder(Path(policy))
+    if out.resolve() in (Path(policy).resolve(), *Path(policy).resolve().parents):
+        raise RlverError(f"{policy}: lies in {out}, which is about to be replaced; choose another --out.")
     if out.exists():
         if not (out / "summary.json").is_file() and any(out.iterdir()) and not (out / "turn").is_dir():
             raise RlverError(f"{out}: is not the folder of an earlier demo; choose another --out.")
         shutil.rmtree(out)
     options = {"seed": seed, "language": language, "user": user, "steps": steps}
-    config = load_config(None, [], options)
+    config = load_config(None, [], {"policy": policy, **options})
     base = base_of(config)
     terminal = _start_terminal_run(base, options, out / "terminal") if compare else None
     try:

@@ -321,7 +321,7 @@ class LLM:
         if self._any:
             return await self._any.complete(request | {"model": request["model"].partition("/")[2]})
         # Not `chat.completions.create`: to send our plain request through its types doubles the CPU of a call.
-        return await self._client.post("/chat/completions", body=request, cast_to=object)
+        return await self._client.post(f"{self._client.base_url}chat/completions", body=request, cast_to=object)
 
     def _judge(self, error: APIStatusError, request: Mapping[str, Any]) -> Exception:
         """What an error of the endpoint means for us."""
