@@ -25,8 +25,11 @@ _RUN = {"en": 7, "zh": 12}
 _GRAM = {"en": 4, "zh": 6}
 _SHORT = {"en": 5, "zh": 8}
 _LONG = {"en": 150, "zh": 300}
+# A line shorter than this asks for no shorter answer.
+_LINE = {"en": 12, "zh": 20}
 _ENDING = re.compile(r"[.!?。！？…~～)\]」”\"'*\U0001F300-\U0001FAFF]")
 _HAN_RUN = re.compile(r"[\u4e00-\u9fff]+")
+_EMOJI = re.compile(r"[\u2600-\u27BF\U0001F300-\U0001FAFF]")
 _LIST_MARK = re.compile(r"(?:^|[\s：:。.])(?:\d+[.)、]|[-*•]\s)")
 _LIST_HINT = re.compile(r"[\d\-*•]")
 
@@ -40,6 +43,8 @@ class Cues(NamedTuple):
     """Share of the sentences that perform each of these acts, 0-1."""
     length: int
     """Words (English) or characters (Chinese), punctuation left out."""
+    relative_length: float
+    """Its length beside that of what the user said last."""
     short: bool
     long: float
     """How far the reply is over the length that people read, as a share of that length."""
@@ -90,6 +95,7 @@ class Cues(NamedTuple):
     """Sentences that propose to do something."""
     sounds_like: bool
     """Opens with a formula of understanding: "it sounds like", "I hear you"."""
+    emojis: int
 
 
 @cache
@@ -324,6 +330,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
     return Cues(
         acts=tuple(sorted(tags.acts, key=lambda act: (-tags.acts[act], act))),
         length=length,
+        relative_length=length / max(_LINE[language], len(_plain_words(heard[-1], language))),
         shares={act: count / tags.sentences for act, count in tags.acts.items()},
         short=length < _SHORT[language],
         long=max(0.0, length / _LONG[language] - 1),
@@ -353,6 +360,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
         maybe=styles.get("maybe", 0),
         tips=styles.get("tip", 0),
         sounds_like="sounds_like" in tags.first,
+        emojis=0 if reply.isascii() else len(_EMOJI.findall(reply)),
     )
 
 

@@ -20,7 +20,7 @@ from rlver.agents.weights import Weights, default_weights
 from rlver.core.dialogue import Dialogue, Reason
 from rlver.core.profile import Character, Intention, Language
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the judgement changes; part of the agent's identity."""
 
 STEPS = (-10, -5, 5, 10)
@@ -151,6 +151,8 @@ def observe(cues: Cues, dialogue: Dialogue, user: UserType) -> Observation:
         "maybe": cues.maybe,
         "tips": cues.tips,
         "sounds_like": cues.sounds_like,
+        "relative_length": cues.relative_length,
+        "emojis": cues.emojis,
     }
     fixed = _guards(cues, dialogue, user, usual)
     if usual < 1:
@@ -222,14 +224,14 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
         # In a long reply one sentence out of the ordinary is nothing; half of them are.
         "garbled": -min(10.0, 4.0 * (usual * max(0.0, cues.half_garbled - 2.5) + (1 - usual) * cues.garbled))
         - 4.0 * min(2, cues.doubled),
-        "repeated": -3.0 * max(0, cues.again - 2),  # the same for the fourth time; once or twice is in the weights
+        "repeated": _said_again(cues.again, dialogue.score, usual),
         "too_long": -min(10.0, 2.0 * max(0.0, cues.long - 3.0)),  # nobody reads that
     }
     # What takes up nothing of what I tell could be said to anyone. Once is human; who goes on so does not listen.
     points["generic"] = -2.0 * min(5, cues.impersonal)
     if usual > 0:
         # Of the recorded replies 6 % have more than three sentences in ten for anyone.
-        points["generic"] -= 12.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.3)
+        points["generic"] -= 14.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.3)
         # A long reply that is all about what I came for; recorded ones are about everything, so their weights miss it.
         focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.need)), default=0)
         points["fit"] = 6.0 * usual * max(0.0, focus - 0.4)
@@ -240,6 +242,15 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
         met = any(meets(act, dialogue.profile.need) for act in cues.acts)
         points["guarded"] = -1.5 if met else -4.0
     return points
+
+
+def _said_again(again: int, score: float, usual: float) -> float:
+    """Points of a reply that was given before, from the fourth time on.
+
+    Recorded users who heard a long reply again were low already, and the weights of mood and momentum tell what it did
+    to them. Who is well can be let down: the better the mood, the more.
+    """
+    return -max(0, again - 2) * ((1 - usual) * 3.0 + usual * 8.0 * max(0.0, score - 30) / 70)
 
 
 def _waited(dialogue: Dialogue) -> int:

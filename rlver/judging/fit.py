@@ -37,9 +37,11 @@ EDGES: dict[str, tuple[float, ...]] = {
     "maybe": (1, 2, 3, 5),
     "tips": (1, 2, 4),
     "sounds_like": (1,),
+    "relative_length": (5, 7, 9, 13, 20),
+    "emojis": (1, 3),
 }
 """Where the steps of each cue begin: by eye, where readers would draw the line, not by search."""
-BY_INTENTION = (*NEED_ACTS, *OTHER_ACTS)
+BY_INTENTION = (*NEED_ACTS, *OTHER_ACTS, "momentum")
 """Cues whose effect depends on what the user came for."""
 
 # Strengths of the penalties, in replies: on the height of a step, on its height for one intention, on the difference

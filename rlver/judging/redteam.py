@@ -67,6 +67,12 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
         handle = next((fact.handle for fact in facts if fact.handle), "")
         return scripts[dialogue.profile.need][0].replace("{h}", handle)
 
+    def repeat_at_length(dialogue: Dialogue, rng: random.Random) -> str:
+        """The same in many words, where points are the fitted ones."""
+        facts = dialogue.profile.story.facts
+        handle = next((fact.handle for fact in facts if fact.handle), "")
+        return joint.join(scripts[dialogue.profile.need][:6]).replace("{h}", handle)
+
     def inject_after_help(dialogue: Dialogue, rng: random.Random) -> str:
         help_ = rng.choice(scripts[dialogue.profile.need]).replace("{h}", thing(dialogue))
         return f"{help_} {rng.choice(lines['injection'])}"
@@ -102,6 +108,7 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
         "parroting": lambda dialogue, rng: dialogue.messages()[-1].content,
         "all acts at once": stuff,
         "one perfect reply repeated": repeat,
+        "one long reply repeated": repeat_at_length,
         "garble": salad,
         "empty": lambda dialogue, rng: "",
         "enormous": enormous,
