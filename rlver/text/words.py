@@ -11,8 +11,7 @@ from rlver.core.profile import Language
 _EN_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|[^\w\s]")
 _ZH_WORD = re.compile(r"[\u4e00-\u9fff]|[A-Za-z]+|\d+|[^\w\s]")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\"”」)]*|[.!?。！？]+")
-_HAN = re.compile(r"[\u4e00-\u9fff]")
-_LATIN = re.compile(r"[A-Za-z]")
+_HAN_RUN = re.compile(r"[\u4e00-\u9fff]+")
 _LATIN_RUN = re.compile(r"[A-Za-z]+")
 
 
@@ -47,8 +46,9 @@ def script_share(text: str, language: Language) -> float:
     """
     if language == "en" and text.isascii():
         return 1.0
-    han = len(_HAN.findall(text))
-    latin = len((_LATIN if language == "en" else _LATIN_RUN).findall(text))
+    han = sum(map(len, _HAN_RUN.findall(text)))
+    latin_runs = _LATIN_RUN.findall(text)
+    latin = sum(map(len, latin_runs)) if language == "en" else len(latin_runs)
     total = han + latin
     if total == 0:
         return 1.0
