@@ -72,8 +72,8 @@ class PatternIndex:
 
 
 def _compile(pattern: str) -> tuple[_Find, bool]:
-    """What finds the pattern, and whether in texts in lower case: then case need not be ignored, which is slow. One that
-    names capitals is for texts as they are; one that begins where the text does is not tried anywhere else."""
+    """What finds the pattern, and whether in texts in lower case: then case need not be ignored, which is slow.
+    One that names capitals is for texts as they are; one that begins where the text does is tried nowhere else."""
     literal = re.sub(r"\\.", "", pattern)
     lowered = literal == literal.lower() and "(?-i" not in literal
     compiled = re.compile(pattern, 0 if lowered else re.IGNORECASE)
