@@ -16,8 +16,6 @@ from rlver.core.profile import Language
 from rlver.text.words import words
 
 _SUFFIXES = ("ing", "ed", "ly", "n't", "'s", "s")
-_KEPT = 200_000
-"""Steps that a model keeps, some 30 MB; what comes after them is reckoned anew."""
 
 
 class _Context(dict[str, tuple[float, "_Context"]]):
@@ -70,7 +68,6 @@ class NgramModel:
                 first, last = (self._after[word] for word in context)
                 first.after[context[1]] = _Context((*last.followed, seen), last.after)
         self._start = self._after["<s>"].after["<s>"] if lines else self._anywhere
-        self._kept = 0
 
     def _tokens(self, text: str) -> list[str]:
         known = self.known
@@ -92,11 +89,10 @@ class NgramModel:
         probability = self._alone.get(word, self._unseen)
         for followed, kinds, all_ in context.followed:
             probability = (followed.get(word, 0) + kinds * probability) / all_
-        after = context.after.get(word, self._after.get(word, self._anywhere))
-        step = log2(probability), after
-        if self._kept < _KEPT:
-            self._kept += 1
-            context[word] = step
+        after = context.after.get(word)
+        if after is None:  # nobody has written this pair of words: it seldom comes again, and there are too many
+            return log2(probability), self._after.get(word, self._anywhere)
+        step = context[word] = log2(probability), after
         return step
 
     def log2s_alone(self, text: str) -> list[float]:
