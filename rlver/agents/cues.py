@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
+
+import ahocorasick
 
 from rlver.agents.acts import NEED_ACTS, tag_sentences
 from rlver.core.data import read_text, read_yaml
@@ -142,6 +145,16 @@ def _belongings(language: Language) -> frozenset[str]:
     return frozenset((marks | {name.lower() for name in people}) - _everyday(language))
 
 
+@cache
+def _belongings_finder() -> ahocorasick.Automaton:
+    """Finds all Chinese belongings of a text at once."""
+    finder = ahocorasick.Automaton()
+    for mark in _belongings("zh") - {""}:
+        finder.add_word(mark, mark)
+    finder.make_automaton()
+    return finder
+
+
 @lru_cache(maxsize=50_000)
 def _word_set(text: str, language: Language) -> frozenset[str]:
     return frozenset(words(text, language))
@@ -171,6 +184,13 @@ class _Signs(NamedTuple):
     """Three of these words (Chinese: one of these runs of four characters) are the fact's own."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _AllSigns:
+    """Those of all facts of a story; one object a story, so that a cache need not compare what it holds."""
+
+    facts: tuple[_Signs, ...]
+
+
 def takes_up(reply: str, fact: Fact, language: Language) -> bool:
     """Whether the reply takes up the fact: the short name of its thing, or enough of its own words."""
     return bool(taken_up([reply], (fact,), language)[0])
@@ -178,40 +198,41 @@ def takes_up(reply: str, fact: Fact, language: Language) -> bool:
 
 def taken_up(replies: Sequence[str], facts: tuple[Fact, ...], language: Language) -> list[frozenset[int]]:
     """Which of the facts, by index, each reply takes up."""
-    says, handles = tuple([fact.say for fact in facts]), tuple([fact.handle for fact in facts])
-    return [_taken_up(reply, says, handles, language) for reply in replies]
+    signs = _signs(tuple([fact.say for fact in facts]), tuple([fact.handle for fact in facts]), language)
+    return [_taken_up(reply, signs, language) for reply in replies]
 
 
 @lru_cache(maxsize=50_000)
-def _taken_up(reply: str, says: tuple[str, ...], handles: tuple[str, ...], language: Language) -> frozenset[int]:
-    signs = _signs(says, handles, language)
+def _taken_up(reply: str, signs: _AllSigns, language: Language) -> frozenset[int]:
     if language == "zh":
         runs = {reply[i : i + 4] for i in range(len(reply) - 3)}
         return frozenset(
-            i
-            for i, (name, content) in enumerate(signs)
-            if any(handle in reply for handle in name) or not content.isdisjoint(runs)
+            [
+                i
+                for i, (name, content) in enumerate(signs.facts)
+                if any([handle in reply for handle in name]) or not content.isdisjoint(runs)
+            ]
         )
     said = _word_set(reply, language)
     return frozenset(
-        [i for i, (name, content) in enumerate(signs) if (name and name <= said) or len(content & said) >= 3]
+        [i for i, (name, content) in enumerate(signs.facts) if (name and name <= said) or len(content & said) >= 3]
     )
 
 
 @lru_cache(maxsize=5_000)
-def _signs(says: tuple[str, ...], handles: tuple[str, ...], language: Language) -> tuple[_Signs, ...]:
+def _signs(says: tuple[str, ...], handles: tuple[str, ...], language: Language) -> _AllSigns:
     if language == "en":
         names = [content_words(short_name(handle, language), language) for handle in handles]
         contents = [content_words(say, language) for say in says]
     else:
         names = [frozenset({handle} - {""}) for handle in handles]
         contents = [_han_runs(say, 4) - stopwords(language) for say in says]
-    return tuple(map(_Signs, names, contents))
+    return _AllSigns(tuple(map(_Signs, names, contents)))
 
 
 def _han_runs(text: str, size: int) -> frozenset[str]:
     """All runs of so many Chinese characters."""
-    return frozenset(run[i : i + size] for run in _HAN_RUN.findall(text) for i in range(len(run) - size + 1))
+    return frozenset([run[i : i + size] for run in _HAN_RUN.findall(text) for i in range(len(run) - size + 1)])
 
 
 @lru_cache(maxsize=20_000)
@@ -377,7 +398,7 @@ def _garbled(sentence: str, language: Language) -> float:
 def _marks(text: str, language: Language) -> frozenset[str]:
     """Marks of stories that a text holds."""
     if language == "zh":
-        return frozenset(mark for mark in _belongings(language) if mark in text)
+        return frozenset([mark for _, mark in _belongings_finder().iter(text)])
     return _belongings(language) & _word_set(text, language)
 
 

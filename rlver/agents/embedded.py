@@ -73,6 +73,8 @@ class EmbeddedAgent:
         said = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
         speech = self._speech(profile, seed, len(dialogue.turns), said)
         thought = speech.thought(key)
+        told = dialogue.told
+        handle = self._handle(dialogue, told)
         after = dialogue.preset.apply(dialogue.score, change)
 
         leaving = None
@@ -81,13 +83,10 @@ class EmbeddedAgent:
         elif after < dialogue.preset.fails_below:
             leaving = "fed_up"
         if leaving:
-            utterance = speech.join(
-                speech.line("answers", key, h=self._handle(dialogue)), speech.line("farewells", leaving)
-            )
+            utterance = speech.join(speech.line("answers", key, h=handle), speech.line("farewells", leaving))
             return Reaction(change=change, reasons=tuple(reasons), thought=thought, utterance=utterance, acts=acts)
 
-        told = dialogue.told
-        fact = min(set(range(len(profile.story.facts))) - told, default=None)
+        fact = next((i for i in range(len(profile.story.facts)) if i not in told), None)
         hint = self.user == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
         if hint:
             closing = speech.line("hints", profile.need)
@@ -102,7 +101,7 @@ class EmbeddedAgent:
         else:
             closing = speech.mood(band(after))
         utterance = speech.join(
-            speech.marked(speech.line("answers", key, h=self._handle(dialogue)), profile.persona.style),
+            speech.marked(speech.line("answers", key, h=handle), profile.persona.style),
             profile.story.facts[fact].say if fact is not None else "",
             closing,
         )
@@ -110,11 +109,11 @@ class EmbeddedAgent:
             change=change, reasons=tuple(reasons), thought=thought, utterance=utterance, fact=fact, hint=hint, acts=acts
         )
 
-    def _handle(self, dialogue: Dialogue) -> str:
-        """The thing that the last reply took up, so that the user can say so."""
+    def _handle(self, dialogue: Dialogue, told: set[int]) -> str:
+        """The thing that the last reply took up of what was told, so that the user can say so."""
         reply = dialogue.turns[-1].reply
         facts = dialogue.profile.story.facts
-        taken = taken_up([reply], facts, self.language)[0] & dialogue.told
+        taken = taken_up([reply], facts, self.language)[0] & told
         return facts[max(taken)].handle if taken else ""
 
     def _speech(self, profile: Profile, seed: int, turn: int, said: list[str]) -> Speech:

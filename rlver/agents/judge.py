@@ -271,8 +271,11 @@ def step(total: float, big_step: tuple[float, float]) -> int:
 
 def _round(points: Mapping[str, float], big_step: tuple[float, float]) -> tuple[int, list[Reason]]:
     change = step(sum(points.values()), big_step)
-    rounded = [(cue, round(value, 2)) for cue, value in points.items()]
-    rounded.sort(key=lambda item: -abs(item[1]))
-    reasons = [Reason(cue, value) for cue, value in rounded if value]
-    rest = round(change - sum([value for _, value in rounded]), 2)
+    reasons = [Reason(cue, rounded) for cue, value in points.items() if (rounded := round(value, 2))]
+    reasons.sort(key=_weight, reverse=True)
+    rest = round(change - sum([reason.points for reason in reasons]), 2)
     return change, [*reasons, *([Reason("rounding", rest)] if rest else [])]
+
+
+def _weight(reason: Reason) -> float:
+    return abs(reason.points)

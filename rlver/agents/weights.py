@@ -77,8 +77,8 @@ class Weights(Frozen):
         steps = self._steps[intention]
         found = {}
         for cue, value in values.items():
-            if cue in steps:
-                edges, points = steps[cue]
+            if step := steps.get(cue):
+                edges, points = step
                 found[cue] = points[bisect_right(edges, value)]
         return found
 

@@ -8,13 +8,37 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from math import log2
+from typing import NamedTuple
 
 from rlver.core.profile import Language
 from rlver.text.words import words
 
-_Followed = tuple[dict[str, int], int, int]
 _SUFFIXES = ("ing", "ed", "ly", "n't", "'s", "s")
+
+
+class _Context(dict[str, tuple[float, "_Context"]]):
+    """The last two words, or as many of them as the model has seen a next word of; the steps from here, as far as kept:
+    by the next word its base-2 log probability, and the context after it."""
+
+    __slots__ = ("after", "followed")
+
+    def __init__(self, followed: Sequence[_Followed], after: dict[str, _Context]) -> None:
+        super().__init__()
+        self.followed = followed
+        """What has followed the last word, and what the last two."""
+        self.after = after
+        """By the next word, the contexts of two words that it makes with the last one."""
+
+
+class _Followed(NamedTuple):
+    """What has followed a context."""
+
+    counts: dict[str, int]
+    kinds: int
+    all: int
+    """Kinds and occurrences together."""
 
 
 class NgramModel:
@@ -26,59 +50,54 @@ class NgramModel:
         self.known = {word for word, count in counts.items() if count >= min_count}
         nexts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         for line in lines:
-            tokens = self._tokens(line)
+            tokens = ["<s>", "<s>", *self._tokens(line)]
             for i in range(2, len(tokens)):
                 for order in range(3):
                     nexts[tuple(tokens[i - order : i])][tokens[i]] += 1
-        followed = {context: (dict(c), len(c), c.total() + len(c)) for context, c in nexts.items()}
-        # By word: what followed it, how many kinds of words, kinds and occurrences together, and the same by the word
-        # before it.
-        self._after: dict[str, tuple[dict[str, int], int, int, dict[str, _Followed]]] = {
-            context[0]: (*seen, {}) for context, seen in followed.items() if len(context) == 1
-        }
-        for context, seen in followed.items():
-            if len(context) == 2:
-                self._after[context[1]][3][context[0]] = seen
+        followed = {context: _Followed(dict(c), len(c), c.total() + len(c)) for context, c in nexts.items()}
         anywhere, kinds, all_ = followed.get((), ({}, 0, 0))
         self._unseen = 1.0 / (kinds + 1)
         self._alone: dict[str, float] = {}
         if all_:
             self._alone = {word: (count + kinds * self._unseen) / all_ for word, count in anywhere.items()}
             self._unseen = kinds * self._unseen / all_
-
-    def _shape(self, word: str) -> str:
-        if word.isdigit():
-            return "<number>"
-        if not word[0].isalpha():
-            return "<mark>"
-        for suffix in _SUFFIXES:
-            if word.endswith(suffix):
-                return f"<{suffix}>"
-        return "<word>"
+        self._anywhere = _Context((), {})
+        self._after = {c[0]: _Context((seen,), {}) for c, seen in followed.items() if len(c) == 1}
+        for context, seen in followed.items():
+            if len(context) == 2:
+                first, last = (self._after[word] for word in context)
+                first.after[context[1]] = _Context((*last.followed, seen), last.after)
+        self._start = self._after["<s>"].after["<s>"] if lines else self._anywhere
 
     def _tokens(self, text: str) -> list[str]:
-        known, shape = self.known, self._shape
-        return ["<s>", "<s>", *[w if w in known else shape(w) for w in words(text, self.language)], "</s>"]
+        known = self.known
+        return [*[w if w in known else _shape(w) for w in words(text, self.language)], "</s>"]
 
     def log2s(self, text: str) -> list[float]:
         """Base-2 log probability of each word of the text and of its end."""
-        tokens = self._tokens(text)
-        alone, unseen, after = self._alone, self._unseen, self._after
-        logs = []
-        for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False):
-            probability = alone.get(c, unseen)
-            if b in after:
-                followed, kinds, all_, before = after[b]
-                probability = (followed.get(c, 0) + kinds * probability) / all_
-                if a in before:
-                    followed, kinds, all_ = before[a]
-                    probability = (followed.get(c, 0) + kinds * probability) / all_
-            logs.append(log2(probability))
+        context, logs = self._start, []
+        for token in self._tokens(text):
+            step = context.get(token)
+            if step is None:
+                step = self._step(context, token)
+            log, context = step
+            logs.append(log)
         return logs
+
+    def _step(self, context: _Context, word: str) -> tuple[float, _Context]:
+        """Base-2 log probability of a word in a context, and the context after it."""
+        probability = self._alone.get(word, self._unseen)
+        for followed, kinds, all_ in context.followed:
+            probability = (followed.get(word, 0) + kinds * probability) / all_
+        after = context.after.get(word)
+        if after is None:  # nobody has written this pair of words: it seldom comes again, and there are too many
+            return log2(probability), self._after.get(word, self._anywhere)
+        step = context[word] = log2(probability), after
+        return step
 
     def log2s_alone(self, text: str) -> list[float]:
         """The same had they stood anywhere."""
-        return [log2(self._alone.get(token, self._unseen)) for token in self._tokens(text)[2:]]
+        return [log2(self._alone.get(token, self._unseen)) for token in self._tokens(text)]
 
     def worst_window(self, text: str, size: int = 8) -> float:
         """Mean base-2 log probability of the least likely `size` words in a row: garble cannot hide in a long text."""
@@ -86,10 +105,23 @@ class NgramModel:
         if len(logs) <= size:
             return sum(logs) / len(logs)
         window = worst = sum(logs[:size])
-        for i in range(size, len(logs)):
-            window += logs[i] - logs[i - size]
-            worst = min(worst, window)
+        for last, first in zip(logs[size:], logs, strict=False):
+            window += last - first
+            if window < worst:
+                worst = window
         return worst / size
+
+
+@lru_cache(maxsize=20_000)
+def _shape(word: str) -> str:
+    if word.isdigit():
+        return "<number>"
+    if not word[0].isalpha():
+        return "<mark>"
+    for suffix in _SUFFIXES:
+        if word.endswith(suffix):
+            return f"<{suffix}>"
+    return "<word>"
 
 
 def quantile(values: Sequence[float], share: float) -> float:

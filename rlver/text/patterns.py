@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from re import _constants as _code  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
@@ -17,6 +17,7 @@ from typing import Any
 
 import ahocorasick
 
+_Find = Callable[[str], "re.Match[str] | None"]
 _REPEATS = (_code.MAX_REPEAT, _code.MIN_REPEAT)
 _MANY = 60
 """More strings than these at one place of a pattern are not listed."""
@@ -34,8 +35,9 @@ class PatternIndex:
 
     def __init__(self, groups: Mapping[str, Sequence[str]], sample: Sequence[str] = ()) -> None:
         self.names = tuple(groups)
-        self._patterns: list[tuple[str, re.Pattern[str], bool, list[frozenset[str]]]] = []
+        self._patterns: list[tuple[str, _Find, bool, list[frozenset[str]]]] = []
         self._by_key: dict[str, list[int]] = defaultdict(list)
+        """Patterns to try by a string that is found; none if the string is only looked for beside a rarer one."""
         self._always: list[int] = []
         rarity = _Rarity(sample)
         for name, patterns in groups.items():
@@ -49,7 +51,9 @@ class PatternIndex:
                 if not needs:
                     self._always.append(number)
         self._keys = ahocorasick.Automaton()
-        for key in self._by_key.keys() | {key for *_, needs in self._patterns for need in needs for key in need}:
+        for key in {key for *_, needs in self._patterns for need in needs for key in need}:
+            self._by_key[key]
+        for key in self._by_key:
             self._keys.add_word(key, key)
         self._keys.make_automaton()
 
@@ -57,23 +61,24 @@ class PatternIndex:
         """The names of the groups with a pattern that is found in the text, in the order of the groups."""
         lower = (text if text.isascii() else text.translate(_ODD_CASE)).lower()
         keys = {key for _, key in self._keys.iter(lower)} if self._by_key else set()
-        numbers = set(self._always).union(*map(self._by_key.__getitem__, keys & self._by_key.keys()))
         found: set[str] = set()
-        for number in numbers:
-            name, pattern, lowered, needs = self._patterns[number]
-            if name in found or any(map(keys.isdisjoint, needs)):
+        for number in set(self._always).union(*map(self._by_key.__getitem__, keys)):
+            name, find, lowered, needs = self._patterns[number]
+            if name in found or (needs and any(map(keys.isdisjoint, needs))):
                 continue
-            if pattern.search(lower if lowered else text):
+            if find(lower if lowered else text):
                 found.add(name)
         return tuple([name for name in self.names if name in found]) if found else ()
 
 
-def _compile(pattern: str) -> tuple[re.Pattern[str], bool]:
-    """The compiled pattern, and whether it is for texts in lower case: then case need not be ignored, which is slow.
-    One that names capitals is for texts as they are."""
+def _compile(pattern: str) -> tuple[_Find, bool]:
+    """What finds the pattern, and whether in texts in lower case: then case need not be ignored, which is slow.
+    One that names capitals is for texts as they are; one that begins where the text does is tried nowhere else."""
     literal = re.sub(r"\\.", "", pattern)
     lowered = literal == literal.lower() and "(?-i" not in literal
-    return re.compile(pattern, 0 if lowered else re.IGNORECASE), lowered
+    compiled = re.compile(pattern, 0 if lowered else re.IGNORECASE)
+    anchored = _parser.parse(pattern).data[:1] == [(_code.AT, _code.AT_BEGINNING)] and not compiled.flags & re.MULTILINE
+    return compiled.match if anchored else compiled.search, lowered
 
 
 class _Rarity:

@@ -9,10 +9,11 @@ from itertools import chain, islice
 from rlver.core.profile import Language
 
 _EN_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|[^\w\s]")
+_ASCII_WORD = re.compile(r"[a-z]+(?:'[a-z]+)*|[0-9]+|[^\w\s]")
+"""What `_EN_WORD` finds in lower-case ASCII, sooner."""
 _ZH_WORD = re.compile(r"[\u4e00-\u9fff]|[A-Za-z]+|\d+|[^\w\s]")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\"”」)]*|[.!?。！？]+")
-_HAN = re.compile(r"[\u4e00-\u9fff]")
-_LATIN = re.compile(r"[A-Za-z]")
+_HAN_RUN = re.compile(r"[\u4e00-\u9fff]+")
 _LATIN_RUN = re.compile(r"[A-Za-z]+")
 
 
@@ -21,14 +22,18 @@ def words(text: str, language: Language) -> tuple[str, ...]:
     """Lower-case words and punctuation marks. In Chinese every character is a word of its own."""
     parts = [part.strip() for part in _SENTENCE.findall(text)]  # no word goes on in the next sentence
     if len(parts) < 2:
-        return tuple((_ZH_WORD if language == "zh" else _EN_WORD).findall(_lower(text, language)))
+        return tuple(_word(text, language).findall(_lower(text, language)))
     return tuple(chain.from_iterable([words(part, language) for part in parts]))
 
 
 def first_words(text: str, count: int, language: Language) -> tuple[str, ...]:
     """The first of its words, at most `count`."""
-    matches = (_ZH_WORD if language == "zh" else _EN_WORD).finditer(_lower(text, language))
+    matches = _word(text, language).finditer(_lower(text, language))
     return tuple(match[0] for match in islice(matches, count))
+
+
+def _word(text: str, language: Language) -> re.Pattern[str]:
+    return _ZH_WORD if language == "zh" else _ASCII_WORD if text.isascii() else _EN_WORD
 
 
 def _lower(text: str, language: Language) -> str:
@@ -47,8 +52,9 @@ def script_share(text: str, language: Language) -> float:
     """
     if language == "en" and text.isascii():
         return 1.0
-    han = len(_HAN.findall(text))
-    latin = len((_LATIN if language == "en" else _LATIN_RUN).findall(text))
+    han = sum(map(len, _HAN_RUN.findall(text)))
+    latin_runs = _LATIN_RUN.findall(text)
+    latin = sum(map(len, latin_runs)) if language == "en" else len(latin_runs)
     total = han + latin
     if total == 0:
         return 1.0
