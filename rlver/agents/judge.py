@@ -231,7 +231,7 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
     points["generic"] = -2.0 * min(5, cues.impersonal)
     if usual > 0:
         # Of the recorded replies 6 % have more than three sentences in ten for anyone.
-        points["generic"] -= 14.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.3)
+        points["generic"] -= 16.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.3)
         # A long reply that is all about what I came for; recorded ones are about everything, so their weights miss it.
         focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.need)), default=0)
         points["fit"] = 6.0 * usual * max(0.0, focus - 0.4)
