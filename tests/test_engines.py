@@ -18,7 +18,7 @@ from rlver.core.profile import Profile
 from rlver.policies.engines.base import Sampling
 from rlver.policies.engines.local import LocalEngine
 from rlver.policies.local import LocalPolicy
-from rlver.policies.sampler import RaggedCache
+from rlver.policies.sampler import RaggedCache, Sampler
 from rlver.rollout import play, play_async, run, together
 
 COUNT = 9
@@ -52,6 +52,30 @@ def test_replies_are_those_of_plain_forward_passes(model: Any, tokenizer: Any, t
     check_logprobs(model, who.traces, temperature)
     for dialogue, trace in zip(dialogues, who.traces, strict=True):
         assert [turn.raw for turn in dialogue.turns] == [who.chat.decode(reply.ids) for reply in trace.replies]
+
+
+@pytest.mark.parametrize("others", [0, 3], ids=["groups", "and-some-alone"])
+def test_an_opening_is_encoded_once_for_all_who_begin_with_it(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    fed: list[int] = []
+    feed = Sampler.feed
+
+    def watched(self: Sampler, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Any:
+        fed.append(sum(map(len, chunks)))
+        return feed(self, places, starts, chunks)
+
+    who = policy(model, tokenizer)
+    monkeypatch.setattr(Sampler, "feed", watched)
+    one, other, *rest = profiles(2 + others)
+    # Those of a group do not stand together, and are at different places of the cache.
+    play([one, other, *rest, one, other, other], who, Toy(), PATIENT, seed=1)
+    heads = [trace.context[: trace.replies[0].start] for trace in who.traces]
+    system = next(i for i, ids in enumerate(zip(*heads, strict=False)) if len(set(ids)) > 1)
+    alone = [len(heads[i]) - 1 - system for i in range(2 + others)]
+    assert fed[:3] == [system, sum(alone), len(heads)]
+    check_logprobs(model, who.traces)
+    assert len({tuple(trace.replies[0].ids) for trace in who.traces[-2:]}) == 2
 
 
 def test_slots_change_no_text_and_bound_the_cache(model: Any, tokenizer: Any, places: list[int]) -> None:

@@ -115,7 +115,7 @@ def test_a_row_does_not_depend_on_its_batch(model: Any, tokenizer: Any, think: b
             assert other.context == trace.context
             for mine, its in zip(trace.replies, other.replies, strict=True):
                 assert (mine.start, mine.ids) == (its.start, its.ids)
-                assert mine.logprobs == pytest.approx(its.logprobs, abs=1e-5)
+                assert mine.logprobs == pytest.approx(its.logprobs, abs=3e-5)
 
 
 @think_modes

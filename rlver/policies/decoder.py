@@ -54,8 +54,11 @@ def position_limit(config: PreTrainedConfig) -> int | None:
 
 
 def _as_taken(model: PreTrainedModel, seen: Tensor) -> Tensor:
-    """(A, 1, n, m): booleans for SDPA; eager attention adds the mask to its scores."""
+    """(A, 1, n, m): what is added to the scores; on a GPU booleans for SDPA.
+
+    On a CPU, SDPA would make numbers of booleans in every layer again.
+    """
     mask = seen[:, None]
-    if model.config._attn_implementation != "eager":
+    if model.config._attn_implementation != "eager" and model.device.type != "cpu":
         return mask
     return where(mask, 0.0, finfo(model.dtype).min).to(model.dtype)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rlver.policies.decoder import attention_mask
 from rlver.policies.local import Trace
+from rlver.train.prefix import Prefix, can_share, find_prefix, rest_states
 
 TRUNK = -1
 
@@ -94,6 +95,8 @@ class Batch:
     """(N,) index of the hidden state that predicts it."""
     targets: Tensor
     """(N,) its id."""
+    prefix: Prefix | None
+    """What the samples begin with, where it is worth computing once; all `sources` lie behind it."""
 
 
 def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Batch:
@@ -104,7 +107,7 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
 
     ids = pad([s.ids for s in samples], 0)
     positions = pad([s.positions for s in samples], 0)
-    mask = None
+    mask, prefix = None, None
     # One branch at the very end is plain causal attention; right padding is never seen in it.
     if any(map(_is_tree, samples)):
         branches = pad([s.branches for s in samples], TRUNK)
@@ -116,6 +119,7 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
     else:
         # Padding counts on: where positions jump back, the model sees packed sequences and makes a mask for them.
         positions = torch.arange(ids.shape[1], device=device).expand(ids.shape)
+        prefix = find_prefix([opening(s) for s in samples], ids.numel(), device)
     return Batch(
         ids=ids,
         positions=positions,
@@ -123,7 +127,14 @@ def collate(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Ba
         rows=torch.cat([torch.full_like(s.trained, i) for i, s in enumerate(samples)]).to(device),
         sources=torch.cat([s.sources for s in samples]).to(device),
         targets=torch.cat([s.ids[s.trained] for s in samples]).to(device),
+        prefix=prefix,
     )
+
+
+def opening(sample: Sample) -> list[int]:
+    """What stands before the first token that predicts a trained one."""
+    ids: list[int] = sample.ids[: int(sample.sources[0])].tolist()
+    return ids
 
 
 def _is_tree(sample: Sample) -> bool:
@@ -136,6 +147,9 @@ def _is_tree(sample: Sample) -> bool:
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """(N, hidden) hidden states that predict the trained tokens; logits are made of nothing else."""
+    if batch.prefix is not None and can_share(model, batch.ids.shape[1]):
+        states = rest_states(model, batch.prefix, batch.ids)
+        return states[batch.rows, batch.sources - batch.prefix.ids.shape[1]]
     mask = None if batch.mask is None else attention_mask(model, batch.mask[:, 0], batch.positions, batch.positions)
     output = model.get_decoder()(
         input_ids=batch.ids, position_ids=batch.positions, attention_mask=mask, use_cache=False
@@ -144,8 +158,11 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def micro_batches(samples: Sequence[Sample], tokens: int) -> Iterator[list[int]]:
-    """Indices of samples in groups of at most `tokens` padded tokens (a longer sample goes alone), longest first."""
-    order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
+    """Indices of samples in groups of at most `tokens` padded tokens (a longer sample goes alone), longest first.
+
+    Among those of one length, who begins alike stands together: a batch computes that once.
+    """
+    order = sorted(range(len(samples)), key=lambda i: (-len(samples[i]), opening(samples[i])))
     group: list[int] = []
     for i in order:
         if group and len(samples[group[0]]) * (len(group) + 1) > tokens:

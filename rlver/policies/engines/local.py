@@ -158,7 +158,9 @@ class LocalEngine:
         joining, self._waiting, self._idled = self._waiting, [], 0
         donor = min((talk for talk in self._seats if talk.length), key=lambda talk: talk.ended, default=None)
         self._arrange([request.talk for request in (*self._working, *joining)])
-        self._share([request for request in joining if not request.talk.length], donor)
+        fresh = [request for request in joining if not request.talk.length]
+        self._share(fresh, donor)
+        self._share_whole(fresh)
         rests = [request.chunk[request.talk.length - request.start :] for request in joining]
         places, lengths = [r.talk.place for r in joining], [r.talk.length for r in joining]
         logits = self._sampler.feed(places, lengths, rests)
@@ -204,6 +206,23 @@ class LocalEngine:
         if donor and heirs:
             used = max(heir.length for heir in heirs)
             self._sampler.cache.move([donor.place] * len(heirs), [heir.place for heir in heirs], used)
+
+    def _share_whole(self, fresh: list[_Request]) -> None:
+        """Encode once what several fresh conversations begin with, but for the last token: each wants its logits."""
+        alike: dict[tuple[int, ...], list[_Talk]] = {}
+        for request in fresh:
+            alike.setdefault(tuple(request.chunk[:-1]), []).append(request.talk)
+        rests = [chunk[talks[0].length :] for chunk, talks in alike.items()]
+        if not any(len(r) >= _SHARED and len(talks) > 1 for r, talks in zip(rests, alike.values(), strict=True)):
+            return
+        # Who is alone comes along: whatever is left for all of them is one token.
+        firsts = [(talks[0], rest) for talks, rest in zip(alike.values(), rests, strict=True) if rest]
+        self._sampler.feed([t.place for t, _ in firsts], [t.length for t, _ in firsts], [rest for _, rest in firsts])
+        for chunk, talks in alike.items():
+            for talk in talks:
+                talk.length = len(chunk)
+        heirs = [(talks[0].place, talk.place) for talks in alike.values() for talk in talks[1:]]
+        self._sampler.cache.move([p for p, _ in heirs], [p for _, p in heirs], max(map(len, alike)))
 
     def _arrange(self, needed: Sequence[_Talk]) -> None:
         """Bring these to the first places. Who is in the way makes way, and nobody moves without need."""

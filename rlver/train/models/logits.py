@@ -57,5 +57,6 @@ def token_logprobs(
 def _piece(
     model: PreTrainedModel, temperature: float, spread: bool, hidden: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    log_softmax = torch.log_softmax(make_logits(model, hidden).float() / temperature, dim=-1)
+    logits = make_logits(model, hidden).float()
+    log_softmax = torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
     return log_softmax.gather(1, targets[:, None]).squeeze(1), entropy(log_softmax if spread else log_softmax.detach())
