@@ -54,13 +54,13 @@ def test_ours_and_the_floor_encode_and_train_the_same_number_of_tokens(sides: Mo
         encoded.append(passed)
         counts.append(side.count())
     assert counts[0] == counts[1] and counts[0].sampled == 8 * 3 * 5
-    # Update: every token once. Rollout: the last one sampled is never fed back, and ours encodes the beginning that
-    # all share (the system prompt) once.
+    # Update: every token once. Rollout: the last one sampled is never fed back. Ours encodes once what dialogues begin
+    # with, the system prompt and the opening of a group: less than the floor does, and by no more than that.
     rollout = counts[0].passed - 8
-    prompt = len(sides.make_chat().opening("")) - 1
+    opening = max(trace.replies[0].start for trace in ours.trainer.traces)
     assert encoded[1] == [rollout, counts[0].passed]
-    assert encoded[0][1] == counts[0].passed
-    assert rollout - 7 * prompt <= encoded[0][0] <= rollout
+    for done, all_of_it in zip(encoded[0], encoded[1], strict=True):
+        assert all_of_it - 7 * opening <= done < all_of_it
 
 
 def test_lines_are_as_long_and_each_profile_has_its_own(sides: ModuleType, setting: Any) -> None:

@@ -11,8 +11,9 @@ from rlver.cli.main import main
 
 
 def test_a_small_demo_writes_all_that_it_promises(
-    policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "demo"
     arguments = ["demo", "--policy", str(policy_folder), "--steps", "1", "--n", "8", "--out", str(out)]
     assert main(arguments) == 0

@@ -119,9 +119,15 @@ def demo(
     file = out / "summary.json"
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console.print(
-        f"Learning curve: {curve}\nTranscripts:    {out / 'transcripts'}\nSummary:        {file}", highlight=False
+        f"Learning curve: {curve}\nTranscripts:    {out / 'transcripts'}\nSummary:        {file}",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"Trained policy: {out / 'turn' / 'policy'}  ({summary['seconds']:.0f} s in all)", highlight=False)
+    console.print(
+        f"Trained policy: {out / 'turn' / 'policy'}  ({summary['seconds']:.0f} s in all)",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _start_terminal_run(base: Path, options: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:

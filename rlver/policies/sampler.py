@@ -35,10 +35,10 @@ class RaggedCache(Cache):
     The last slot of a row takes what is written for nobody, and no query ever sees it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int = 0) -> None:
         super().__init__(layers=[])
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
-        self.places = self.slots = 0
+        self.places, self.slots = 0, slots
 
     def reserve(self, places: int, slots: int) -> None:
         """Make room for so many rows of so many tokens; what is there stays."""
@@ -98,12 +98,12 @@ class Sampler:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._limit = position_limit(model.config)
-        self.clear()
+        self._numbers = torch.arange(0, device=model.device)
+        self.cache = RaggedCache()
 
     def clear(self) -> None:
-        """Free the cache."""
-        self.cache = RaggedCache()
-        self._numbers = torch.arange(0, device=self.model.device)
+        """Free the cache. The next dialogues will be about as long as the last, so its rows begin with that length."""
+        self.cache = RaggedCache(self.cache.slots)
 
     @torch.inference_mode()
     def feed(self, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
