@@ -4,7 +4,7 @@
 
 Two loads over 64 dialogues of nine replies, without any language model: `scripted`, whose sentences come again as those
 of a small policy do, and `fresh`, in which no sentence was ever seen before. Medians over the rounds; the warm-up that
-reads the lexicon is left out.
+reads the lexicon is left out, and garbage is collected as seldom as in every rollout (`rlver.core.garbage`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rlver.agents import EmbeddedAgent
 from rlver.core.data import read_text, read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import PRESETS
+from rlver.core.garbage import seldom_collecting
 from rlver.core.profile import Language
 from rlver.judging.redteam import thing
 from rlver.stories.generate import generate
@@ -68,7 +69,8 @@ def main() -> None:
     for load in (scripted, fresh):
         say = load(options.language)
         reactions_per_second(options.language, say, 0)
-        rates = [reactions_per_second(options.language, say, 1 + round_) for round_ in range(options.rounds)]
+        with seldom_collecting():
+            rates = [reactions_per_second(options.language, say, 1 + round_) for round_ in range(options.rounds)]
         print(f"{options.language} {load.__name__:<9} {median(rates):8.0f} reactions per second and core")
 
 

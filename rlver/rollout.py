@@ -8,9 +8,8 @@ dialogue is led for itself, so that nobody waits for another's user.
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from rlver.agents.base import SentientAgent
 from rlver.core.dialogue import Dialogue, StopReason
 from rlver.core.emotion import Preset
 from rlver.core.errors import CallFailed, Unreadable
+from rlver.core.garbage import seldom_collecting
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.policies.base import Policy
@@ -224,39 +224,18 @@ def waits(policy: Policy, *agents: SentientAgent) -> bool:
     return outside or any(iscoroutinefunction(ask) for agent in agents for ask in (agent.open, agent.react))
 
 
-_SELDOM = 50_000
-"""New objects between two collections of garbage; Python's default of 700 comes with every other call."""
-
-
-@contextmanager
-def seldom_collecting() -> Iterator[None]:
-    """Collect cyclic garbage less often, and not among what is there already.
-
-    Every call of an endpoint makes thousands of objects, and the collector would walk over all that was ever imported
-    to look for garbage among them: a fifth of a call's CPU.
-    """
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(_SELDOM, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
-
-
 def run(work: Coroutine[Any, Any, T], waiting: bool = True) -> T:
     """Run a coroutine to its end and return its result.
 
     What never waits for the outside (`waiting` false) is run without an event loop: it may be called from within one
     (a notebook), and Ctrl-C interrupts whoever reads the keyboard at once.
     """
-    if waiting:
-        with seldom_collecting():
+    with seldom_collecting():
+        if waiting:
             return asyncio.run(work)
-    try:
-        while True:
-            _resume(work)
-    except StopIteration as end:
-        result: T = end.value
-        return result
+        try:
+            while True:
+                _resume(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result

@@ -21,9 +21,14 @@ _LATIN_RUN = re.compile(r"[A-Za-z]+")
 def words(text: str, language: Language) -> tuple[str, ...]:
     """Lower-case words and punctuation marks. In Chinese every character is a word of its own."""
     parts = [part.strip() for part in _SENTENCE.findall(text)]  # no word goes on in the next sentence
-    if len(parts) < 2:
-        return tuple(_word(text, language).findall(_lower(text, language)))
-    return tuple(chain.from_iterable([words(part, language) for part in parts]))
+    if len(parts) == 1:
+        return _words_of(parts[0], language)
+    return tuple(chain.from_iterable([_words_of(part, language) for part in parts]))
+
+
+@lru_cache(maxsize=20_000)
+def _words_of(sentence: str, language: Language) -> tuple[str, ...]:
+    return tuple(_word(sentence, language).findall(_lower(sentence, language)))
 
 
 def first_words(text: str, count: int, language: Language) -> tuple[str, ...]:
