@@ -31,9 +31,10 @@ def base_policy(
         on_step: called with (step, steps in all, loss) after each step.
     """
     from rlver.tiny import corpus, model, muon, pretrain, tokenizer
+    from rlver.train import prefix, samples
 
     config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
-    sources = [inspect.getsource(module) for module in (corpus, model, muon, pretrain, tokenizer)]
+    sources = [inspect.getsource(module) for module in (corpus, model, muon, pretrain, tokenizer, samples, prefix)]
     data = [
         EmbeddedAgent(language).identity,
         system_prompt(language, think),
