@@ -62,16 +62,12 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
         chosen = [rng.choice(scripts[act]).replace("{h}", thing(dialogue)) for act in NEED_ACTS]
         return joint.join(chosen)
 
-    def repeat(dialogue: Dialogue, rng: random.Random) -> str:
-        facts = dialogue.profile.story.facts
-        handle = next((fact.handle for fact in facts if fact.handle), "")
-        return scripts[dialogue.profile.need][0].replace("{h}", handle)
+    def repeat(sentences: int) -> Say:
+        def say(dialogue: Dialogue, rng: random.Random) -> str:
+            handle = next((fact.handle for fact in dialogue.profile.story.facts if fact.handle), "")
+            return joint.join(scripts[dialogue.profile.need][:sentences]).replace("{h}", handle)
 
-    def repeat_at_length(dialogue: Dialogue, rng: random.Random) -> str:
-        """The same in many words, where points are the fitted ones."""
-        facts = dialogue.profile.story.facts
-        handle = next((fact.handle for fact in facts if fact.handle), "")
-        return joint.join(scripts[dialogue.profile.need][:6]).replace("{h}", handle)
+        return say
 
     def inject_after_help(dialogue: Dialogue, rng: random.Random) -> str:
         help_ = rng.choice(scripts[dialogue.profile.need]).replace("{h}", thing(dialogue))
@@ -107,8 +103,8 @@ def cheats(language: Language, user: UserType, weights: Weights | None = None) -
         "emoji flood": pick(lines["emoji"]),
         "parroting": lambda dialogue, rng: dialogue.messages()[-1].content,
         "all acts at once": stuff,
-        "one perfect reply repeated": repeat,
-        "one long reply repeated": repeat_at_length,
+        "one perfect reply repeated": repeat(1),
+        "one long reply repeated": repeat(6),  # long enough for the fitted points
         "garble": salad,
         "empty": lambda dialogue, rng: "",
         "enormous": enormous,

@@ -320,7 +320,8 @@ class LLM:
     async def _send(self, request: dict[str, Any]) -> Any:
         if self._any:
             return await self._any.complete(request | {"model": request["model"].partition("/")[2]})
-        # Not `chat.completions.create`: to send our plain request through its types doubles the CPU of a call.
+        # Not `chat.completions.create`: to send our plain request through its types doubles the CPU of a call. And the
+        # whole address, for a relative one would be joined to the base again and again.
         return await self._client.post(f"{self._client.base_url}chat/completions", body=request, cast_to=object)
 
     def _judge(self, error: APIStatusError, request: Mapping[str, Any]) -> Exception:

@@ -8,7 +8,7 @@ mark that somebody types must not become the token that it spells, or anybody co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,13 @@ _SPACES = "\u2581\u0120"
 """How SentencePiece and byte-level vocabularies write a space."""
 _ELSE = ("a", "\n", "0", "\u3002")
 """What a text is encoded behind where it would melt into the text before it."""
+
+
+def common_beginning(chunks: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The token ids that all of these begin with: what the first and the last in order begin with."""
+    first, last = min(chunks, key=list), max(chunks, key=list)
+    length = min(len(first), len(last))
+    return first[: next((i for i in range(length) if first[i] != last[i]), length)]
 
 
 class Encoder:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from rlver.policies.decoder import attention_mask, position_limit
+from rlver.policies.encoding import common_beginning
 
 _WORTH = 0.05
 """Share of a batch's tokens that must be saved: a second pass costs time of its own, as does a mask."""
@@ -42,7 +43,7 @@ def find_prefix(beginnings: Sequence[list[int]], tokens: int, device: torch.devi
     shortest = min(map(len, beginnings))
     rows = [tuple(beginning[:shortest]) for beginning in beginnings]
     order = sorted(rows)
-    depths = [_common(one, other) for one, other in pairwise(order)]
+    depths = [len(common_beginning(two)) for two in pairwise(order)]
     # In order, who shares less than a depth with the one before begins in a new way there.
     saved = {depth: depth * sum(other >= depth for other in depths) for depth in depths}
     depth = max(saved, key=saved.__getitem__, default=0)
@@ -99,18 +100,17 @@ class _Shared(Cache):
             self._kept[layer_idx] = key_states, value_states
             return key_states, value_states
         keys, values = self._kept.pop(layer_idx)
-        # Indexing adds up its gradients in one order on every device, `index_select` does not.
-        return (
-            torch.cat((keys[self._owners], key_states), 2),
-            torch.cat((values[self._owners], value_states), 2),
-        )
+        return torch.cat((self._of_rows(keys), key_states), 2), torch.cat((self._of_rows(values), value_states), 2)
+
+    def _of_rows(self, states: Tensor) -> Tensor:
+        """(B, heads, P, head size) those that each row begins with.
+
+        By a matrix product, for it adds up its gradients in one order everywhere. Indexing does not on several
+        threads of a CPU, nor `index_select` on a GPU.
+        """
+        chosen = torch.nn.functional.one_hot(self._owners, len(states)).to(states.dtype)
+        return torch.tensordot(chosen, states, dims=1)
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
         """Unused: positions are given explicitly."""
         return 0
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    length = min(len(one), len(other))
-    return next((i for i in range(length) if one[i] != other[i]), length)

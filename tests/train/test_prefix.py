@@ -90,6 +90,21 @@ def test_gradients_are_those_of_rows_alone(name: str, groups: tuple[int, ...]) -
     check_alike(model, batch)
 
 
+def test_gradients_are_the_same_every_time(model: Any) -> None:
+    """To the bit, on two threads: what many rows say about one beginning is added up in one order."""
+    # Long ones: a few numbers are added up by one thread.
+    traces = [Trace([7] * 600 + [g] * 4, [Reply(604, [8, 9], [-1.0, -1.0])]) for g in range(3)] * 8
+    batch = collate([from_trace(trace) for trace in traces])
+    assert batch.prefix is not None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [states_and_gradients(model, batch)[1] for _ in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
+
+
 def test_nothing_is_computed_twice(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = collate(make_samples((4, 4)))
     assert batch.prefix is not None

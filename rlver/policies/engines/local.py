@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from rlver.policies.encoding import common_beginning
 from rlver.policies.engines.base import Sampled, Sampling
 from rlver.policies.sampler import Sampler, choose
 
@@ -191,14 +192,14 @@ class LocalEngine:
     def _share(self, fresh: list[_Request], donor: _Talk | None) -> None:
         """Give fresh conversations the beginning that they share with one that is encoded, or with each other."""
         if (donor is None or not donor.length) and len(fresh) > 1:
-            common = _common([request.chunk[:-1] for request in fresh])
+            common = common_beginning([request.chunk[:-1] for request in fresh])
             if len(common) >= _SHARED:
                 donor, fresh = fresh[0].talk, fresh[1:]
                 donor.head, donor.length = common, len(common)
                 self._sampler.feed([donor.place], [0], [common])
         heirs = []
         for request in fresh:
-            common = _common([request.chunk[:-1], donor.head[: donor.length]]) if donor else ()
+            common = common_beginning([request.chunk[:-1], donor.head[: donor.length]]) if donor else ()
             if len(common) >= _SHARED:
                 request.talk.length = len(common)
                 heirs.append(request.talk)
@@ -273,13 +274,6 @@ class LocalEngine:
         for request, number in zip(self._working, working, strict=True):
             resting[request.talk.place] = number
         return torch.tensor(resting, dtype=torch.long, device=self._sampler.model.device)[:, None]
-
-
-def _common(chunks: Sequence[Sequence[int]]) -> Sequence[int]:
-    """What all of them begin with: that of the first and the last in order."""
-    first, last = min(chunks, key=list), max(chunks, key=list)
-    length = min(len(first), len(last))
-    return first[: next((i for i in range(length) if first[i] != last[i]), length)]
 
 
 def _take(requests: Sequence[_Request], rows: Sequence[int], token: Tensor, logprob: Tensor) -> None:
