@@ -326,7 +326,6 @@ def brief(**values: Any) -> PretrainConfig:
         "steps": 3,
         "dialogues": 16,
         "batch": 2,
-        "threads": 1,
     }
     return PretrainConfig(**few | values)
 

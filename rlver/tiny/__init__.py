@@ -31,10 +31,12 @@ def base_policy(
         on_step: called with (step, steps in all, loss) after each step.
     """
     from rlver.tiny import corpus, model, muon, pretrain, tokenizer
-    from rlver.train import prefix, samples
+    from rlver.train import parallel, prefix, samples
 
     config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
-    sources = [inspect.getsource(module) for module in (corpus, model, muon, pretrain, tokenizer, samples, prefix)]
+    sources = [
+        inspect.getsource(module) for module in (corpus, model, muon, pretrain, tokenizer, samples, prefix, parallel)
+    ]
     data = [
         EmbeddedAgent(language).identity,
         system_prompt(language, think),

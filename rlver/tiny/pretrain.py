@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from transformers import Qwen2ForCausalLM
 
 from rlver.core.dialogue import Dialogue
+from rlver.core.garbage import seldom_collecting
 from rlver.core.profile import Language
 from rlver.core.seeds import derive
 from rlver.core.think import CLOSE, OPEN
@@ -21,7 +23,11 @@ from rlver.tiny.corpus import Line, Written, act_sentences, hint_lines, write_co
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon
 from rlver.tiny.tokenizer import train_tokenizer
-from rlver.train.samples import Sample, collate, from_trace, hidden_states
+from rlver.train.parallel import Backward, Cores
+from rlver.train.samples import Sample, collate, from_trace, hidden_states, micro_batches
+
+_MICRO_TOKENS = 1000
+"""Most tokens of one pass: small enough that a step's passes keep two cores busy."""
 
 
 class PretrainConfig(BaseModel):
@@ -64,17 +70,15 @@ class PretrainConfig(BaseModel):
     heads: int = 4
     head_size: int = 32
     feedforward: int = 256
-    threads: int = 2
-    """CPU threads. Another number gives another, equally good policy: sums are rounded in another order."""
 
 
+@seldom_collecting()
 def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, float], None] | None = None) -> Path:
     """Write a corpus, train tokenizer and model on it, and save both to `folder`, which is returned.
 
     Args:
         on_step: called with (step, steps in all, loss in nats per token) after each step.
     """
-    torch.set_num_threads(config.threads)
     exchanges = write_exchanges(config.language, config.think, 4 * config.dialogues, config.seed)
     short = write_corpus(
         config.language,
@@ -92,6 +96,7 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     weights_seed = derive(config.seed, "weights")
     shape = (config.hidden, config.layers, config.heads, config.head_size, config.feedforward)
     model = build_model(tokenizer, weights_seed, *shape)
+    cores = Cores(model)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = {
@@ -117,28 +122,38 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     model.train()
     for step, parts in enumerate(parts for stage in stages for parts in zip(*stage, strict=True)):
         drills = [_drill(rng, vocabulary) for _ in range(config.drills)]
-        groups = [group for group in (beside[step], drills, *parts) if group]
+        loss = _add_gradients(model, cores, [example for group in (beside[step], drills, *parts) for example in group])
         rate = min(1.0, (step + 1) / (0.03 * total), 2 * (1 - step / total))
         for optimizer, lr in optimizers.items():
             optimizer.param_groups[0]["lr"] = lr * rate
-        model.zero_grad()
-        weight = sum(float(weights.sum()) for group in groups for _, weights in group)
-        for group in groups:
-            batch = collate([sample for sample, _ in group])
-            logits = model.lm_head(hidden_states(model, batch))
-            losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-            ((losses * torch.cat([weights for _, weights in group])).sum() / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
+        model.zero_grad()
         if on_step:
-            on_step(step, total, float(losses.detach().mean()))
+            on_step(step, total, loss)
     model.eval()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "pretrain.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def _add_gradients(model: Qwen2ForCausalLM, cores: Cores, examples: list[Example]) -> float:
+    """Gradients of the weighted mean loss of a step's examples. Returns the plain mean, in nats per token."""
+    whole = sum(float(weights.sum()) for _, weights in examples)
+
+    def work(part: list[int], backward: Backward) -> float:
+        batch = collate([examples[i][0] for i in part])
+        logits = model.lm_head(hidden_states(model, batch))
+        losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        backward((losses * torch.cat([examples[i][1] for i in part])).sum() / whole)
+        return float(losses.detach().sum())
+
+    parts = micro_batches([sample for sample, _ in examples], _MICRO_TOKENS)
+    losses = cores.learn(work, parts, list(model.parameters()))
+    return sum(losses) / sum(len(weights) for _, weights in examples)
 
 
 def _texts(dialogue: Dialogue) -> list[str]:

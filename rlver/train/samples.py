@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -74,9 +75,10 @@ def from_trace(trace: Trace) -> Sample:
         sources += [first - 1 if reply.lead else reply.start - 1, *range(first, first + len(reply.ids) - 1)]
         turns += [turn] * len(reply.ids)
     logprobs = [p for reply in trace.replies for p in reply.logprobs]
-    columns = (ids, positions, branches, limits, trained, sources, turns)
-    tensors = [torch.tensor(column, dtype=torch.long) for column in columns]
-    return Sample(*tensors, torch.tensor(logprobs))  # type: ignore[call-arg]  # mypy does not count unpacked lists
+    # By way of NumPy, which reads lists several times faster.
+    tokens = torch.from_numpy(np.array((ids, positions, branches, limits)))
+    sampled = torch.from_numpy(np.array((trained, sources, turns)))
+    return Sample(*tokens, *sampled, torch.tensor(logprobs))  # type: ignore[call-arg]  # mypy does not count these
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from rlver.train.models.loading import learning
 from rlver.train.models.logits import token_logprobs
 from rlver.train.models.optimizer import make_optimizer
 from rlver.train.models.reference import Reference
+from rlver.train.parallel import Backward, Cores
 from rlver.train.samples import Batch, Sample, collate, from_trace, hidden_states, micro_batches
 
 _MAX_DIVERGENCE = 10.0
@@ -104,6 +105,7 @@ class Trainer:
             engine=None if config.engine == LOCAL else resolve_engine(config.engine, model, weights=weights),
         )
         logits = config.temperature, config.logit_tokens
+        self.cores = Cores(model, config.threads)
         self.reference = Reference(model, *logits, config.offload_reference) if config.kl else None
         self.critic = make_critic(model) if config.algo == "ppo" else None
         self.optimizers = {"optimizer": make_optimizer(learning(model), config.lr, offload=config.offload_optimizer)}
@@ -214,53 +216,65 @@ class Trainer:
         self._training(True)
         samples = [experience.sample for experience in experiences]
         weights = token_weights([sample.turns for sample in samples], config.weighting, self._longest)
-        totals: dict[str, float] = {}
-        gap = 0.0
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
-        for part in micro_batches(samples, config.micro_tokens):
-            chosen = [experiences[i] for i in part]
-            batch = collate([e.sample for e in chosen], self.model.device)
 
-            def column(of: Callable[[Experience], Tensor], chosen: list[Experience] = chosen) -> Tensor:
-                return torch.cat([of(e) for e in chosen]).to(self.model.device)
+        def work(part: list[int], backward: Backward) -> tuple[dict[str, float], float]:
+            return self._learn([experiences[i] for i in part], torch.cat([weights[i] for i in part]), backward)
 
-            weight = torch.cat([weights[i] for i in part]).to(self.model.device)
-            logprobs, spread = self._token_logprobs(batch)
-            surrogate, clipped = policy_loss(
-                logprobs,
-                column(lambda e: e.old),
-                column(lambda e: e.advantages),
-                config.clip,
-                config.clip_high,
-                config.dual_clip,
-            )
-            surrogate = column(lambda e: e.importance) * surrogate
-            divergence = self._divergence(logprobs, column(lambda e: e.reference))
-            loss = surrogate - config.entropy * spread
-            terms = {"loss": surrogate, "entropy": spread, "clip_fraction": clipped}
-            if self.reference is not None:
-                terms["kl"] = divergence
-            if config.kl_in == "loss":
-                loss = loss + config.kl * divergence
-            if config.imitation:
-                terms["imitation"] = imitation_loss(logprobs, column(lambda e: e.imitation))
-                loss = loss + config.imitation * terms["imitation"]
-            (weight * loss).sum().backward()
-            gap = max(gap, float((logprobs - column(lambda e: e.sample.logprobs)).detach().abs().max()))
-            if self.critic is not None:
-                terms["value_loss"] = value_loss(
-                    self.critic(batch), column(lambda e: e.values), column(lambda e: e.returns), config.value_clip
-                )
-                (weight * terms["value_loss"]).sum().backward()
+        learned = [*learning(self.model), *(self.critic.learning() if self.critic is not None else ())]
+        totals: dict[str, float] = {}
+        gaps = []
+        for terms, gap in self.cores.learn(work, micro_batches(samples, config.micro_tokens), learned):
+            gaps.append(gap)
             for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + float((weight * term.detach()).sum())
+                totals[name] = totals.get(name, 0.0) + term
         totals["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(learning(self.model), config.max_grad_norm))
         if self.critic is not None:
             torch.nn.utils.clip_grad_norm_(self.critic.learning(), config.max_grad_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
-        return totals, gap
+        return totals, max(gaps)
+
+    def _learn(
+        self, experiences: list[Experience], weight: Tensor, backward: Backward
+    ) -> tuple[dict[str, float], float]:
+        """The losses of a micro-batch, whose tokens weigh `weight` (N,): weighted sums, and the gap as above."""
+        config, device = self.config, self.model.device
+        batch = collate([e.sample for e in experiences], device)
+        weight = weight.to(device)
+
+        def column(of: Callable[[Experience], Tensor]) -> Tensor:
+            return torch.cat([of(e) for e in experiences]).to(device)
+
+        logprobs, spread = self._token_logprobs(batch)
+        surrogate, clipped = policy_loss(
+            logprobs,
+            column(lambda e: e.old),
+            column(lambda e: e.advantages),
+            config.clip,
+            config.clip_high,
+            config.dual_clip,
+        )
+        surrogate = column(lambda e: e.importance) * surrogate
+        divergence = self._divergence(logprobs, column(lambda e: e.reference))
+        loss = surrogate - config.entropy * spread
+        terms = {"loss": surrogate, "entropy": spread, "clip_fraction": clipped}
+        if self.reference is not None:
+            terms["kl"] = divergence
+        if config.kl_in == "loss":
+            loss = loss + config.kl * divergence
+        if config.imitation:
+            terms["imitation"] = imitation_loss(logprobs, column(lambda e: e.imitation))
+            loss = loss + config.imitation * terms["imitation"]
+        backward((weight * loss).sum())
+        gap = float((logprobs - column(lambda e: e.sample.logprobs)).detach().abs().max())
+        if self.critic is not None:
+            terms["value_loss"] = value_loss(
+                self.critic(batch), column(lambda e: e.values), column(lambda e: e.returns), config.value_clip
+            )
+            backward((weight * terms["value_loss"]).sum())
+        return {name: float((weight * term.detach()).sum()) for name, term in terms.items()}, gap
 
     def _divergence(self, logprobs: Tensor, reference: Tensor) -> Tensor:
         """(N,) Cut: one token that the reference finds far likelier would else be the whole update."""
@@ -282,10 +296,14 @@ class Trainer:
 
     def _over(self, samples: Sequence[Sample], ask: Callable[[Batch], Tensor]) -> list[Tensor]:
         """What `ask` says of each batch (N,), sample by sample (T,)."""
-        found: list[Tensor] = [torch.empty(0)] * len(samples)
-        for part in micro_batches(samples, self.config.micro_tokens):
+        parts = list(micro_batches(samples, self.config.micro_tokens))
+
+        def work(part: list[int]) -> Sequence[Tensor]:
             batch = collate([samples[i] for i in part], self.model.device)
-            pieces = ask(batch).cpu().split([len(samples[i].trained) for i in part])
+            return ask(batch).cpu().split([len(samples[i].trained) for i in part])
+
+        found: list[Tensor] = [torch.empty(0)] * len(samples)
+        for part, pieces in zip(parts, self.cores.map(work, parts), strict=True):
             for i, piece in zip(part, pieces, strict=True):
                 found[i] = piece
         return found

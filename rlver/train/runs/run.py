@@ -90,7 +90,6 @@ class _Run:
         on_step: Callable[[int, dict[str, float]], None],
         on_note: Callable[[str], None],
     ) -> None:
-        torch.set_num_threads(config.threads)
         torch.manual_seed(derive(config.seed, "torch"))
         self.config, self.folder, self._on_step, self._on_note = config, folder, on_step, on_note
         check_trackers(config.trackers)

@@ -1,0 +1,82 @@
+"""Micro-batches side by side: the same numbers to the bit on any number of cores, or none at once where that fails."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import quick, same
+from transformers import Qwen2ForCausalLM
+
+from rlver.train.models import adapters
+from rlver.train.models.loading import checkpoint_gradients
+from rlver.train.parallel import Backward, Cores
+from rlver.train.runs.run import run
+from rlver.train.settings import ModelSettings
+
+
+@pytest.mark.parametrize("algo", ["grpo", "ppo"])
+def test_a_run_is_the_same_on_any_number_of_cores(base: Path, tmp_path: Path, algo: str) -> None:
+    for threads in (1, 3):
+        # One dialogue a micro-batch; with a critic, two losses each.
+        run(quick(base, algo, threads=threads, micro_tokens=1), base, tmp_path / str(threads))
+    assert same(tmp_path / "1", tmp_path / "3")
+
+
+def test_gradients_are_those_of_one_after_another(model: Qwen2ForCausalLM) -> None:
+    parts = [torch.tensor([[n, n + 1, n + 2]]) for n in range(1, 9)]
+    names: set[str] = set()
+
+    def work(ids: Any, backward: Backward) -> float:
+        names.add(threading.current_thread().name)
+        losses = model(ids).logits.square().mean(), model(ids).logits.mean()
+        for loss in losses:
+            backward(loss)
+        return float(losses[0].detach())
+
+    found = []
+    for threads in (1, 2):
+        model.zero_grad()
+        losses = Cores(model, threads).learn(work, parts, list(model.parameters()))
+        found.append((losses, [parameter.grad for parameter in model.parameters()]))
+    (one, ones), (other, others) = found
+    model.zero_grad()
+    assert one == other and all(map(torch.equal, ones, others))
+    assert "MainThread" in names and any(name.startswith("micro-batch") for name in names)
+
+
+def test_workers_keep_gradients_only_where_the_caller_does(model: Qwen2ForCausalLM) -> None:
+    cores = Cores(model, 2)
+    with torch.no_grad():
+        assert list(cores.map(lambda part: torch.is_grad_enabled(), range(3))) == [False] * 3
+    assert list(cores.map(lambda part: torch.is_grad_enabled(), range(3))) == [True] * 3
+
+
+def test_what_fails_in_a_worker_fails_here(model: Qwen2ForCausalLM) -> None:
+    def work(part: int, backward: Backward) -> None:
+        raise MemoryError(f"part {part}")
+
+    with pytest.raises(MemoryError, match="part 1"):
+        Cores(model, 2).learn(work, [1, 2, 3], list(model.parameters()))
+
+
+def test_passes_that_share_a_state_go_one_after_another(model: Qwen2ForCausalLM, monkeypatch: Any) -> None:
+    assert Cores(model, 2).side_by_side and not Cores(model, 1).side_by_side
+    dropping, adapted, checkpointed = (copy.deepcopy(model) for _ in range(3))
+    dropping.config.attention_dropout = 0.1
+    adapters.add_adapter(adapted, adapters.lora_config(ModelSettings(lora=2)), "base")
+    checkpoint_gradients(checkpointed)
+    for other in (dropping, adapted, checkpointed):
+        assert not Cores(other, 2).side_by_side
+    monkeypatch.setattr("rlver.train.parallel._SMALL", 1000)
+    assert not Cores(model, 2).side_by_side and torch.get_num_threads() == 2
+
+
+def test_a_small_model_leaves_no_operation_to_several_cores(model: Qwen2ForCausalLM) -> None:
+    torch.set_num_threads(2)
+    Cores(model, 2)
+    assert torch.get_num_threads() == 1
