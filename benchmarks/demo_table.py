@@ -16,6 +16,7 @@ POLICIES = {
     "base": "base",
     "trained": "trained, reward by turn",
     "terminal_reward": "trained, terminal reward",
+    "base_seen_stories": "base, users like those of training",
     "trained_seen_stories": "trained, users like those of training",
 }
 

@@ -21,7 +21,7 @@ def test_a_small_demo_writes_all_that_it_promises(
     assert "hidden intention" in shown and "scripted:oracle" in shown and str(out / "summary.json") in shown
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert (summary["seed"], summary["preset"], summary["user"], summary["n"]) == (0, "sage", "vanilla", 8)
-    for name in ("base", "trained", "terminal_reward", "trained_seen_stories"):
+    for name in ("base", "trained", "terminal_reward", "base_seen_stories", "trained_seen_stories"):
         found = summary[name]
         assert found["ci95"][0] <= found["score"] <= found["ci95"][1]
         assert 0 <= found["fluent"] <= 1 and 0 <= found["fit"] <= 1 and found["by_intention"]

@@ -330,6 +330,15 @@ def brief(**values: Any) -> PretrainConfig:
     return PretrainConfig(**few | values)
 
 
+def test_pretraining_is_the_same_on_any_number_of_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        monkeypatch.setattr("rlver.train.parallel._FOUND", threads)
+        weights.append((pretrain(brief(), tmp_path / str(threads)) / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize(("language", "think"), [("en", False), ("zh", True)])
 def test_pretraining_writes_a_policy(tmp_path: Path, language: Language, think: bool) -> None:
     config = brief(language=language, think=think)

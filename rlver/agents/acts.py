@@ -42,6 +42,8 @@ def lexicon(language: Language) -> PatternIndex:
 @lru_cache(maxsize=100_000)
 def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], tuple[str, ...]]:
     found = lexicon(language).found_in(sentence)
+    if not found:
+        return (), ()
     return tuple(name for name in found if name not in STYLES), tuple(name for name in found if name in STYLES)
 
 

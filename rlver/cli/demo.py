@@ -170,6 +170,7 @@ def _benchmark(
     runs: list[tuple[str, str, list[Profile], Phrasing]] = [
         ("base", str(out / "turn" / "base"), held_out, "heldout"),
         ("trained", str(out / "turn" / "policy"), held_out, "heldout"),
+        ("base, seen stories", str(out / "turn" / "base"), seen, "train"),
         ("trained, seen stories", str(out / "turn" / "policy"), seen, "train"),
         *((name, name, held_out, "heldout") for name in BASELINES),
     ]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from rlver.core.profile import Language
 from rlver.text.words import words
 
+_END = "</s>"
 _SUFFIXES = ("ing", "ed", "ly", "n't", "'s", "s")
 
 
@@ -22,7 +23,7 @@ class _Context(dict[str, tuple[float, "_Context"]]):
     """The last two words, or as many of them as the model has seen a next word of; the steps from here, as far as kept:
     by the next word its base-2 log probability, and the context after it."""
 
-    __slots__ = ("after", "followed")
+    __slots__ = ("after", "falling", "followed")
 
     def __init__(self, followed: Sequence[_Followed], after: dict[str, _Context]) -> None:
         super().__init__()
@@ -30,6 +31,8 @@ class _Context(dict[str, tuple[float, "_Context"]]):
         """What has followed the last word, and what the last two."""
         self.after = after
         """By the next word, the contexts of two words that it makes with the last one."""
+        self.falling = sum(log2(kinds / all_) for _, kinds, all_ in followed)
+        """What it costs, in bits below 0, that a word has followed neither."""
 
 
 class _Followed(NamedTuple):
@@ -61,6 +64,8 @@ class NgramModel:
         if all_:
             self._alone = {word: (count + kinds * self._unseen) / all_ for word, count in anywhere.items()}
             self._unseen = kinds * self._unseen / all_
+        self._logs = {word: log2(share) for word, share in self._alone.items()}
+        self._unseen_log = log2(self._unseen)
         self._anywhere = _Context((), {})
         self._after = {c[0]: _Context((seen,), {}) for c, seen in followed.items() if len(c) == 1}
         for context, seen in followed.items():
@@ -71,33 +76,34 @@ class NgramModel:
 
     def _tokens(self, text: str) -> list[str]:
         known = self.known
-        return [*[w if w in known else _shape(w) for w in words(text, self.language)], "</s>"]
+        return [*[w if w in known else _shape(w) for w in words(text, self.language)], _END]
 
     def log2s(self, text: str) -> list[float]:
         """Base-2 log probability of each word of the text and of its end."""
         context, logs = self._start, []
         for token in self._tokens(text):
             step = context.get(token)
-            if step is None:
-                step = self._step(context, token)
-            log, context = step
+            if step is not None:
+                log, context = step
+            elif token in context.after or token == _END:
+                log, context = self._step(context, token)
+            else:  # nobody has written this pair of words
+                log = context.falling + self._logs.get(token, self._unseen_log)
+                context = self._after.get(token, self._anywhere)
             logs.append(log)
         return logs
 
     def _step(self, context: _Context, word: str) -> tuple[float, _Context]:
-        """Base-2 log probability of a word in a context, and the context after it."""
+        """Base-2 log probability of a word that has followed the last one, or of the end, and the context after it."""
         probability = self._alone.get(word, self._unseen)
         for followed, kinds, all_ in context.followed:
             probability = (followed.get(word, 0) + kinds * probability) / all_
-        after = context.after.get(word)
-        if after is None:  # nobody has written this pair of words: it seldom comes again, and there are too many
-            return log2(probability), self._after.get(word, self._anywhere)
-        step = context[word] = log2(probability), after
+        step = context[word] = log2(probability), context.after.get(word, self._anywhere)
         return step
 
     def log2s_alone(self, text: str) -> list[float]:
         """The same had they stood anywhere."""
-        return [log2(self._alone.get(token, self._unseen)) for token in self._tokens(text)]
+        return [self._logs.get(token, self._unseen_log) for token in self._tokens(text)]
 
     def worst_window(self, text: str, size: int = 8) -> float:
         """Mean base-2 log probability of the least likely `size` words in a row: garble cannot hide in a long text."""

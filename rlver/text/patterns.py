@@ -38,7 +38,7 @@ class PatternIndex:
         self._patterns: list[tuple[str, _Find, bool, list[frozenset[str]]]] = []
         self._by_key: dict[str, list[int]] = defaultdict(list)
         """Patterns to try by a string that is found; none if the string is only looked for beside a rarer one."""
-        self._always: list[int] = []
+        self._always: set[int] = set()
         rarity = _Rarity(sample)
         for name, patterns in groups.items():
             for pattern in patterns:
@@ -49,7 +49,7 @@ class PatternIndex:
                 for key in needs[0] if needs else ():
                     self._by_key[key].append(number)
                 if not needs:
-                    self._always.append(number)
+                    self._always.add(number)
         self._keys = ahocorasick.Automaton()
         for key in {key for *_, needs in self._patterns for need in needs for key in need}:
             self._by_key[key]
@@ -62,7 +62,7 @@ class PatternIndex:
         lower = (text if text.isascii() else text.translate(_ODD_CASE)).lower()
         keys = {key for _, key in self._keys.iter(lower)} if self._by_key else set()
         found: set[str] = set()
-        for number in set(self._always).union(*map(self._by_key.__getitem__, keys)):
+        for number in self._always.union(*map(self._by_key.__getitem__, keys)):
             name, find, lowered, needs = self._patterns[number]
             if name in found or (needs and any(map(keys.isdisjoint, needs))):
                 continue

@@ -95,6 +95,7 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
     chat = ChatFormat(tokenizer, system_prompt(config.language, config.think))
     weights_seed = derive(config.seed, "weights")
     shape = (config.hidden, config.layers, config.heads, config.head_size, config.feedforward)
+    torch.set_num_threads(1)  # several round the factors of a matrix in another way
     model = build_model(tokenizer, weights_seed, *shape)
     cores = Cores(model)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
