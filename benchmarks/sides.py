@@ -207,11 +207,16 @@ class Ours:
         model = model or make_model(setting)
         user = Patient(setting.said)
         self.trainer = Trainer(config, model, make_tokenizer(), user, profiles_of(setting))
+        # The trainer shares out its cores in its own way; the other sides leave that to torch.
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(setting.threads)
         self.number = 0
 
     def step(self) -> None:
         """One step."""
+        torch.set_num_threads(self.threads)
         self.trainer.step(self.number)
+        torch.set_num_threads(self.setting.threads)
         self.number += 1
 
     def count(self) -> Counts:

@@ -207,10 +207,11 @@ def tell(found: dict[str, Any]) -> Iterator[str]:
     """The lines of one comparison, as Markdown."""
     setting, wall, cpu, parts = Setting(**found["setting"]), found["wall"], found["cpu"], found["parts"]
     counts, best = found["counts"], faster_trl(found)
+    cores = "one thread" if setting.threads == 1 else f"{setting.threads} threads"
     yield (
-        f"## {setting.name.capitalize()}\n\n{setting.dialogues} dialogues x {setting.turns} turns x "
+        f"## {setting.name.capitalize()}, {cores}\n\n{setting.dialogues} dialogues x {setting.turns} turns x "
         f"{setting.tokens} tokens (the user's lines: {setting.said}), groups of {setting.group}, micro-batches of "
-        f"{setting.micro}, {setting.threads} thread(s), {len(wall['ours'])} rounds. Every side sampled "
+        f"{setting.micro}, {len(wall['ours'])} rounds. Every side sampled "
         f"{counts['sampled']} tokens a step, trained {counts['trained']}, and ran its update over {counts['passed']} "
         f"(checked). {found['about']}\n"
     )
