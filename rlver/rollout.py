@@ -232,20 +232,10 @@ def run(work: Coroutine[Any, Any, T], waiting: bool = True) -> T:
     """
     with seldom_collecting():
         if waiting:
-            with asyncio.Runner(loop_factory=_fast_loop) as runner:
-                return runner.run(work)
+            return asyncio.run(work)
         try:
             while True:
                 _resume(work)
         except StopIteration as end:
             result: T = end.value
             return result
-
-
-def _fast_loop() -> asyncio.AbstractEventLoop:
-    """An event loop in C where there is one: on Windows there is none."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
