@@ -31,7 +31,7 @@ _MICRO_TOKENS = 1000
 
 
 class PretrainConfig(BaseModel):
-    """What decides the base policy. The defaults take about two minutes on two cores."""
+    """What decides the base policy. The defaults take two to three minutes on two cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
