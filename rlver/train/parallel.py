@@ -21,6 +21,7 @@ from rlver.train.models import adapters
 _SMALL = 50_000_000
 """Parameters up to which a model's operations are short."""
 _FOUND = torch.get_num_threads()
+"""Cores that torch would use, read before anybody says otherwise."""
 
 Part = TypeVar("Part")
 Found = TypeVar("Found")
@@ -29,7 +30,7 @@ Backward = Callable[[Tensor], None]
 
 
 class Cores:
-    """What is done to each micro-batch of a step."""
+    """Those that work at the micro-batches of a step."""
 
     def __init__(self, model: PreTrainedModel, threads: int = 0) -> None:
         """Share out the cores, also among the operations of whatever else this thread has torch do.
@@ -38,11 +39,15 @@ class Cores:
             threads: most that work at once; 0 is as many as torch finds.
         """
         threads = threads or _FOUND
-        self.side_by_side = threads > 1 and _independent(model)
-        torch.set_num_threads(1 if self.side_by_side else threads)
         self._pool = None
-        if self.side_by_side:
+        if threads > 1 and _independent(model):
             self._pool = ThreadPoolExecutor(threads, "micro-batch", torch.set_num_threads, (1,))
+        torch.set_num_threads(1 if self.side_by_side else threads)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether micro-batches are computed at the same time."""
+        return self._pool is not None
 
     def map(self, work: Callable[[Part], Found], parts: Iterable[Part]) -> Iterator[Found]:
         """What `work` finds in each part, in order, with gradients where the caller has them."""

@@ -78,7 +78,7 @@ def from_trace(trace: Trace) -> Sample:
     # By way of NumPy, which reads lists several times faster.
     tokens = torch.from_numpy(np.array((ids, positions, branches, limits)))
     sampled = torch.from_numpy(np.array((trained, sources, turns)))
-    return Sample(*tokens, *sampled, torch.tensor(logprobs))  # type: ignore[call-arg]  # mypy does not count these
+    return Sample(*tokens, *sampled, torch.tensor(logprobs))  # type: ignore[call-arg]  # not counted by mypy
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class ModelSettings(Settings):
     """Trained tokens whose logits exist at once; 0 is as many as make 2**26 logits, 256 MiB in float32."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in the CPU's memory and update there: nothing of it is left on the GPU, and a step
-    waits for the CPU (raise `threads`)."""
+    waits for the CPU."""
     offload_reference: bool = False
     """Keep the starting policy in the CPU's memory between uses. With LoRA there is nothing to keep."""
     device_memory_gb: float | None = Field(None, gt=0)
