@@ -52,8 +52,10 @@ SHAPES["0.5B"] |= {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_emb
 SHAPES["1.5B"] |= {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
 SHAPES["7B"] |= {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False}
 """Of Qwen2.5's published configs; `tiny` is ours."""
-LARGE = Setting(dialogues=64, turns=4, tokens=64, said=48, micro=8)
+LARGE = Setting(dialogues=64, turns=3, tokens=64, said=64, micro=8)
 SMALL = Setting(dialogues=8, turns=2, tokens=8, said=8, micro=4)
+MICRO = {"0.5B": 32, "1.5B": 16, "7B": 4}
+"""Dialogues of a micro-batch on a GPU: as many as leave room for the rest."""
 RANK = 16
 
 
@@ -94,13 +96,13 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
     counts, generated = side.count(), []
     profiles = [p for p in profiles_of(setting) for _ in range(setting.group)]
     model.eval()
-    generate = timed(lambda: play_with_generate(model, setting, profiles, keep=True), generated, device)
-    for _ in range(2):
-        generate()
+    # Whatever the first call sets up.
+    play_with_generate(model, replace(setting, turns=1, tokens=4), profiles, keep=True)
+    timed(lambda: play_with_generate(model, setting, profiles, keep=True), generated, device)()
     play, update, step_s = (median(times[1:]) for times in (spent["_play"], spent["_update"], whole))
     return Row(
         sampled_rate=counts.sampled / play,
-        generate_rate=counts.sampled / median(generated[1:]),
+        generate_rate=counts.sampled / generated[0],
         trained_rate=counts.passed / update,
         flops=work(model, kind, setting, counts.passed, counts.trained) / update,
         matrix_flops=matrix_rate(device),
@@ -210,21 +212,19 @@ def tell(rows: dict[tuple[str, str], Row | str]) -> Iterator[str]:
         "| model | trained | step, s | peak memory, GB | bf16 matrix rate, TFLOP/s | device |",
         "|---|---|---|---|---|---|",
     ]
-    for shape in SHAPES:
-        for kind in KINDS:
-            row = rows.get((shape, kind), "not measured")
-            if isinstance(row, str):
-                yield f"| {shape} | {kind} | {row} | | | |"
-                rest.append(f"| {shape} | {kind} | {row} | | | |")
-                continue
-            times, share = row.sampled_rate / row.generate_rate, row.flops / row.matrix_flops
-            shown = f"{100 * share:.0f} %" if share <= 1 else "none: bf16 is emulated"
-            yield (
-                f"| {shape} | {kind} | {row.sampled_rate:,.0f} ({times:.2f} x) | {row.generate_rate:,.0f} | "
-                f"{row.trained_rate:,.0f} | {shown} |"
-            )
-            rate = row.matrix_flops / 1e12
-            rest.append(f"| {shape} | {kind} | {row.step_s:.2f} | {row.peak_gb:.2f} | {rate:.3g} | {row.device} |")
+    for (shape, kind), row in rows.items():
+        if isinstance(row, str):
+            yield f"| {shape} | {kind} | {row} | | | |"
+            rest.append(f"| {shape} | {kind} | {row} | | | |")
+            continue
+        times, share = row.sampled_rate / row.generate_rate, row.flops / row.matrix_flops
+        shown = f"{100 * share:.0f} %" if share <= 1 else "none: bf16 is emulated"
+        yield (
+            f"| {shape} | {kind} | {row.sampled_rate:,.0f} ({times:.2f} x) | {row.generate_rate:,.0f} | "
+            f"{row.trained_rate:,.0f} | {shown} |"
+        )
+        rate = row.matrix_flops / 1e12
+        rest.append(f"| {shape} | {kind} | {row.step_s:.2f} | {row.peak_gb:.2f} | {rate:.3g} | {row.device} |")
     yield ""
     yield from rest
 
@@ -242,7 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.row:
         shape, kind = options.row.split(":")
-        setting = replace(LARGE if options.device == "cuda" else SMALL, threads=max(1, torch.get_num_threads()))
+        setting = replace(LARGE, micro=MICRO.get(shape, LARGE.micro)) if options.device == "cuda" else SMALL
+        setting = replace(setting, threads=max(1, torch.get_num_threads()))
         row = measure(shape, kind, setting, options.device, options.steps)
         options.out.write_text(json.dumps(asdict(row)), encoding="utf-8")
         return
@@ -255,10 +256,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{shape}, {kind} ...", file=sys.stderr, flush=True)
             rows[shape, kind] = run_row(shape, kind, options, end - time.monotonic())
     setting = LARGE if options.device == "cuda" else SMALL
+    micro = str(setting.micro)
+    if options.device == "cuda":
+        micro = ", ".join(f"{MICRO.get(shape, LARGE.micro)} for {shape}" for shape in options.shapes)
+    given = f"--device {options.device} --shapes {' '.join(options.shapes)} --kinds {' '.join(options.kinds)}"
     head = (
-        f"`{' '.join(['python benchmarks/gpu.py', *(arguments or sys.argv[1:])])}`: {setting.dialogues} dialogues x "
+        f"`python benchmarks/gpu.py {given} --steps {options.steps}`: {setting.dialogues} dialogues x "
         f"{setting.turns} turns x {setting.tokens} tokens (the user's lines: {setting.said}), micro-batches of "
-        f"{setting.micro}, LoRA of rank {RANK}; torch {torch.__version__}, transformers {version('transformers')}.\n"
+        f"{micro}, LoRA of rank {RANK}; torch {torch.__version__}, transformers {version('transformers')}.\n"
     )
     table = "\n".join([head, *tell(rows)]) + "\n"
     print(table)

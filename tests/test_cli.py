@@ -207,3 +207,13 @@ def test_the_module_runs_fast_and_without_torch() -> None:
         env=environment, timeout=60, capture_output=True, text=True,
     )  # fmt: skip
     assert failed.returncode == 1 and failed.stderr.startswith("Error: ") and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "demo", "bench"])
+def test_a_device_that_is_not_there_is_told_before_anything_is_done(
+    command: str, tmp_path: Path, policy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = str(policy_folder) if command == "bench" else "tiny"
+    assert main([command, "--policy", policy, "--device", "gpu", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("Error: device 'gpu' cannot be used here")
+    assert not (tmp_path / "out").exists()

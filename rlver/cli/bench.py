@@ -21,6 +21,7 @@ from rlver.cli.connect import (
     TimeoutOption,
 )
 from rlver.cli.options import (
+    DeviceOption,
     JsonOption,
     LanguageOption,
     PresetOption,
@@ -95,6 +96,7 @@ def bench(
     batch: Annotated[
         int, typer.Option(min=1, help="Dialogues that a local model answers at once; results do not depend on it.")
     ] = 64,
+    device: DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for logs and results; default: runs/bench/<time>.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the benchmark in --out; what failed is played again.")
@@ -180,6 +182,7 @@ def bench(
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
+            device=device,
             connect=connections.connect,
         )
         for spec in policy

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlver.agents.base import UserType
-from rlver.cli.options import LanguageOption, SeedOption, UserOption
+from rlver.cli.options import DeviceOption, LanguageOption, SeedOption, UserOption
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
 
@@ -43,6 +43,7 @@ def demo(
     compare: Annotated[
         bool, typer.Option("--terminal/--no-terminal", help="Also train with the terminal reward, for comparison.")
     ] = True,
+    device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the results; an earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
@@ -58,19 +59,20 @@ def demo(
     from rlver.benchmark.report import intention_table, matrix_table, score_table, transcript_text
     from rlver.cli.train import base_of, train_with_progress
     from rlver.core.emotion import get_preset
-    from rlver.policies.folder import base_folder
+    from rlver.policies.folder import base_folder, pick_device
     from rlver.train.config import load_config
 
     began = time.monotonic()
     if policy != "tiny":
         base_folder(Path(policy))
+    pick_device(device, Path(policy))
     if out.resolve() in (Path(policy).resolve(), *Path(policy).resolve().parents):
         raise RlverError(f"{policy}: lies in {out}, which is about to be replaced; choose another --out.")
     if out.exists():
         if not (out / "summary.json").is_file() and any(out.iterdir()) and not (out / "turn").is_dir():
             raise RlverError(f"{out}: is not the folder of an earlier demo; choose another --out.")
         shutil.rmtree(out)
-    options = {"seed": seed, "language": language, "user": user, "steps": steps}
+    options = {"seed": seed, "language": language, "user": user, "steps": steps, "device": device}
     config = load_config(None, [], {"policy": policy, **options})
     base = base_of(config)
     terminal = _start_terminal_run(base, options, out / "terminal") if compare else None
@@ -85,7 +87,7 @@ def demo(
         if terminal is not None and terminal.poll() is None:
             terminal.terminate()
 
-    results, dialogues = _benchmark(config.language, config.user, config.preset, seed, n, out)
+    results, dialogues = _benchmark(config.language, config.user, config.preset, seed, n, device, out)
     by_name = {result.policy: result for result in results}
     preset = get_preset(config.preset)
     console = Console()
@@ -152,7 +154,7 @@ def _start_terminal_run(base: Path, options: dict[str, Any], folder: Path) -> su
 
 
 def _benchmark(
-    language: Language, user: UserType, preset: str, seed: int, n: int, out: Path
+    language: Language, user: UserType, preset: str, seed: int, n: int, device: str, out: Path
 ) -> tuple[list[PolicyResult], dict[str, list[Transcript]]]:
     """Benchmark base, trained and scripted policies; the base's own replies set the bar for fluency."""
     from rlver.agents import EmbeddedAgent
@@ -179,7 +181,7 @@ def _benchmark(
     results, dialogues, check = [], {}, None
     with Steps("Benchmark") as bar:
         for number, (name, spec, profiles, phrasing) in enumerate(runs):
-            policy = resolve_policy(spec, language)
+            policy = resolve_policy(spec, language, device=device)
             agent = EmbeddedAgent(language, user, phrasing)
             found = run_benchmark(profiles, policy, agent, get_preset(preset), seed)
             path = out / "transcripts" / f"{name.replace(', ', '-').replace(' ', '-').replace(':', '-')}.jsonl"

@@ -26,6 +26,8 @@ ProfilesOption = Annotated[
     typer.Option("--profiles", help="JSONL file of profiles, ours or official; default: the 100 held-out ones."),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Everything random is drawn from this number.")]
+DEVICE_HELP = "Where a local model computes: cpu, cuda, cuda:1, mps; auto: a GPU if there is one, for a large model."
+DeviceOption = Annotated[str, typer.Option("--device", help=DEVICE_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to standard output.")]
 
 

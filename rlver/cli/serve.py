@@ -11,7 +11,15 @@ import typer
 
 from rlver.agents.speech import Phrasing
 from rlver.cli.connect import AttemptsOption, CacheOption, ConcurrencyOption, Connections, RateOption, TimeoutOption
-from rlver.cli.options import LanguageOption, PresetOption, ProfilesOption, SeedOption, UserTypeOption, load_profiles
+from rlver.cli.options import (
+    DeviceOption,
+    LanguageOption,
+    PresetOption,
+    ProfilesOption,
+    SeedOption,
+    UserTypeOption,
+    load_profiles,
+)
 from rlver.core.errors import RlverError
 
 TOKEN = "RLVER_SERVE_TOKEN"
@@ -45,6 +53,7 @@ def serve(
         Phrasing, typer.Option(help="Whether embedded users speak with sentences held out of training or with its own.")
     ] = "heldout",
     seed: SeedOption = 0,
+    device: DeviceOption = "auto",
     concurrency: ConcurrencyOption = 32,
     per_minute: RateOption = None,
     timeout: TimeoutOption = 90.0,
@@ -92,7 +101,7 @@ def serve(
         from rlver.policies.local import LocalPolicy
         from rlver.serve.generate import Generator
 
-        loaded = resolve_policy(spec, language)
+        loaded = resolve_policy(spec, language, device=device)
         if not isinstance(loaded, LocalPolicy):
             raise RlverError(f"--policy {spec}: only a folder with a model can be served.")
         name = Path(spec.removeprefix("hf:")).resolve().name

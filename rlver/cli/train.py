@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlver.agents.base import UserType
-from rlver.cli.options import JsonOption
+from rlver.cli.options import DEVICE_HELP, JsonOption
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
 from rlver.train.credit import Credit
@@ -60,6 +60,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Everything random is drawn from this number.")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     eval_every: Annotated[
         int | None,
         typer.Option(
@@ -103,6 +104,7 @@ def train(
 
       rlver train --out runs/mine --resume
     """
+    from rlver.policies.folder import pick_device
     from rlver.train.config import load_config
     from rlver.train.runs.files import stored_config
     from rlver.train.runs.outcome import read_outcome
@@ -123,6 +125,7 @@ def train(
         "profiles": str(profiles) if profiles else None,
         "steps": steps,
         "seed": seed,
+        "device": device,
         "eval_every": eval_every,
         "trackers": track or None,
     }
@@ -130,10 +133,12 @@ def train(
         given = {key: value for key, value in options.items() if value is not None}
         options = stored_config(folder) | given
     chosen = load_config(config, settings or [], options)
-    # What is wrong with files and trackers is told before minutes of pretraining.
+    # What is wrong with files, trackers and the device is told before minutes of pretraining.
     profiles_of(chosen)
     evaluation_profiles(chosen)
     check_trackers(chosen.trackers)
+    if not dry_run:
+        pick_device(chosen.device, Path(chosen.policy))
     if dry_run:
         from rlver.cli.plan import show_plan
 

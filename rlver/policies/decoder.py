@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, finfo, tanh, where
 from transformers import PreTrainedConfig, PreTrainedModel
+
+# On a GPU, cuDNN's attention is planned anew for every shape, and those of dialogues hardly ever come twice.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 SLIDING = "sliding_attention"
 LAYERS = {"full_attention", SLIDING}

@@ -42,6 +42,7 @@ def resolve_policy(
     max_tokens: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
+    device: str = "auto",
     connect: Callable[[str], LLM] | None = None,
 ) -> Policy:
     """The policy that `spec` names: `scripted:NAME`, `human`, a folder with a model (`FOLDER`, `hf:FOLDER`), or a
@@ -53,10 +54,11 @@ def resolve_policy(
         max_tokens: most tokens of one reply of a model, thinking included; None takes what `rlver.json` says.
         temperature: of a model's sampling, 0 takes the likeliest token; None takes what `rlver.json` says.
         top_p: of the sampling of a model behind an endpoint; None leaves it to the endpoint.
+        device: where a model in a folder computes; see `load_model`.
         connect: makes the client of an endpoint; by default one without a cache.
 
     Raises:
-        RlverError: unknown script, no such folder, no usable model in it, or one for another language.
+        RlverError: unknown script, no such folder, no usable model in it, one for another language, or no such device.
     """
     kind, _, name = spec.partition(":")
     if kind == "scripted":
@@ -80,7 +82,7 @@ def resolve_policy(
     from rlver.policies.folder import load_model
     from rlver.policies.local import LocalPolicy  # torch, which the other policies do without
 
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(folder, device)
     return LocalPolicy(
         model,
         tokenizer,

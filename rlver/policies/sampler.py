@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 
 from rlver.core.errors import RlverError
 from rlver.policies.decoder import attention_mask, make_logits, position_limit
+from rlver.policies.graphs import DecodeGraphs, rounded_rows
 
 Places = slice | Tensor
 """Which rows of the cache: a slice is read without a copy."""
@@ -39,6 +40,8 @@ class RaggedCache(Cache):
         super().__init__(layers=[])
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
         self.places, self.slots = 0, slots
+        self.moves = 0
+        """How often rows have changed their place in memory."""
 
     def reserve(self, places: int, slots: int) -> None:
         """Make room for so many rows of so many tokens; what is there stays."""
@@ -47,6 +50,7 @@ class RaggedCache(Cache):
         if places > self.places:  # a little more than asked for: dialogues may come one by one
             self.places = max(places, self.places * 5 // 4)
         self.slots = max(self.slots, rounded(slots))
+        self.moves += 1
         for layer, stores in self._stores.items():
             self._stores[layer] = (self._grown(stores[0]), self._grown(stores[1]))
 
@@ -100,10 +104,15 @@ class Sampler:
         self._limit = position_limit(model.config)
         self._numbers = torch.arange(0, device=model.device)
         self.cache = RaggedCache()
+        self.graphs = DecodeGraphs(self._one) if model.device.type == "cuda" else None
+        """What decodes faster on a GPU."""
+        self._moves = 0
 
     def clear(self) -> None:
         """Free the cache. The next dialogues will be about as long as the last, so its rows begin with that length."""
         self.cache = RaggedCache(self.cache.slots)
+        if self.graphs:
+            self.graphs.forget()
 
     @torch.inference_mode()
     def feed(self, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
@@ -138,12 +147,21 @@ class Sampler:
         Returns:
             (A, vocabulary) logits.
         """
-        count = len(tokens)
-        self.cache.reserve(count, visible + 1)
-        rows = self._counted(count)[:count]
-        return make_logits(
-            self.model, self._forward(slice(0, count), rows, tokens, positions, positions, visible)[:, 0]
-        )
+        count, cache = len(tokens), self.cache
+        if self.graphs is None:
+            cache.reserve(count, visible + 1)
+            return make_logits(self.model, self._one(tokens, positions, visible))
+        cache.reserve(rounded_rows(count), visible + 1)
+        if self._moves != cache.moves:
+            self._moves = cache.moves
+            self._counted(max(cache.places, cache.slots))  # which recordings read too
+            self.graphs.forget()
+        return make_logits(self.model, self.graphs.step(tokens, positions, visible, cache.slots))
+
+    def _one(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
+        """Hidden states (A, hidden) of one token of each of the first A rows."""
+        rows = self._counted(len(tokens))[: len(tokens)]
+        return self._forward(slice(0, len(tokens)), rows, tokens, positions, positions, visible)[:, 0]
 
     def _forward(
         self, places: Places, rows: Tensor, ids: Tensor, positions: Tensor, written: Tensor, visible: int
