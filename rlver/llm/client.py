@@ -29,6 +29,10 @@ Message = Mapping[str, str]
 LONGEST_ANSWER = 50_000
 """Characters. A model that babbles on is a fault, and its text must not fill the next prompt."""
 
+_SPACING = 0.0015
+"""Seconds between two calls. Sent all at once, each waits until the others are made, and again for their answers; and
+once in step, dialogues stay so for many turns."""
+
 # An endpoint may not know these; what it refuses is left out from then on, and the log says so.
 _OPTIONAL = ("response_format", "seed", "temperature", "top_p", "max_tokens")
 _TRY_AGAIN = (408, 409, 425, 429)
@@ -108,7 +112,7 @@ class LLM:
         self._client: AsyncOpenAI
         self._slots: asyncio.Semaphore
         self._limiter: AsyncLimiter | None
-        self._not_before = 0.0
+        self._not_before = self._leaves = 0.0
         self._unreached_since: float | None = None
         self._jitter = random.Random()
 
@@ -234,7 +238,7 @@ class LLM:
         rate = self.limits.per_minute
         # Spread over the minute, with bursts of a second: no thundering herd at its start.
         self._limiter = AsyncLimiter(max(1.0, rate / 60), max(1.0, rate / 60) * 60 / rate) if rate else None
-        self._not_before = 0.0
+        self._not_before = self._leaves = 0.0
         self._unreached_since = None
 
     async def _persist(self, request: dict[str, Any], call: _Call[T]) -> T:
@@ -291,8 +295,10 @@ class LLM:
         async with self._slots:
             if self._limiter:
                 await self._limiter.acquire()
-            if (pause := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(pause)
+            now = time.monotonic()
+            self._leaves = max(now, self._leaves + _SPACING, self._not_before)
+            if self._leaves > now:
+                await asyncio.sleep(self._leaves - now)
             self.tally.calls += 1
             async with asyncio.timeout(self.limits.timeout):
                 answer = await call(request)
