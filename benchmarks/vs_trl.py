@@ -322,7 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small smoke test: no memory, no files")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each side that count (default: 9)")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each side before (default: 2)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: one a core")
     parser.add_argument("--kl", type=float, nargs="+", default=[0.0, 0.05], help="without a reference, and with one")
     parser.add_argument("--sizes", nargs="+", default=["128x2", "256x4"], metavar="HIDDENxLAYERS")
     parser.add_argument("--micro", type=int, default=8, help="dialogues of one forward-backward pass (default: 8)")

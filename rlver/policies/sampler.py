@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from rlver.core.errors import RlverError
+from rlver.policies.attention import folded
 from rlver.policies.decoder import attention_mask, make_logits, position_limit
 from rlver.policies.graphs import DecodeGraphs, rounded_rows
 
@@ -161,7 +162,8 @@ class Sampler:
     def _one(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
         """Hidden states (A, hidden) of one token of each of the first A rows."""
         rows = self._counted(len(tokens))[: len(tokens)]
-        return self._forward(slice(0, len(tokens)), rows, tokens, positions, positions, visible)[:, 0]
+        with folded(self.model):
+            return self._forward(slice(0, len(tokens)), rows, tokens, positions, positions, visible)[:, 0]
 
     def _forward(
         self, places: Places, rows: Tensor, ids: Tensor, positions: Tensor, written: Tensor, visible: int

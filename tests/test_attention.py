@@ -1,0 +1,35 @@
+"""Decoding without repeated keys says what the model's own attention says, and leaves the model as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from rlver.policies import attention
+from rlver.policies.sampler import Sampler
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(6, 1), (6, 2), (6, 3), (6, 6)])
+@torch.inference_mode()
+def test_steps_are_those_of_repeated_keys(heads: int, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": 50, "hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = Qwen2Config(num_attention_heads=heads, num_key_value_heads=shared, initializer_range=0.5, **shape)
+    model, calls = Qwen2ForCausalLM(config).eval(), []
+    attend = attention.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or attend(*a, **k))
+    logits = []
+    for fold in (True, False):
+        with monkeypatch.context() as patch:
+            if not fold:
+                patch.setattr(attention, "_PLAIN", "none")
+            sampler = Sampler(model)
+            sampler.feed([0, 1, 2], [0, 0, 0], [[3] * 9, [4] * 5, [5, 6, 7]])
+            positions = torch.tensor([[9], [5], [3]])
+            logits.append([sampler.step(torch.tensor([[1], [2], [3]]), positions + k, 10 + k) for k in range(4)])
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*logits, strict=True))
+    assert len(calls) == (0 if heads == shared else 2 * 4)
+    assert model.config._attn_implementation == "sdpa"
