@@ -11,7 +11,8 @@ optimizer      8 bytes a parameter for AdamW's two moments, 4 more for a float32
 KV cache       D x places x L x 2 x key-value heads x head size x b; in steps of 256
 activations    counted: what a forward and backward pass over the largest micro-batch holds at its peak, run on
                tensors without memory with two layers and with three, and continued to L
-logits         counted in the same way for one piece of `logit_tokens`
+logits         counted in the same way for two pieces of `logit_tokens`: where the output layer learns, the gradient of
+               one is kept while the next is made
 
 Weights, critic, gradients and optimizer stay. The rest comes and goes: sampling has the KV cache, evaluation an
 offloaded reference, updates have activations and logits; the sum takes the largest of the three. Attention is counted
@@ -164,7 +165,7 @@ def _parts(
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     per_token = 2 * text.num_hidden_layers * heads * size * dtype.itemsize
     rows, length = _largest_batch(config, longest)
-    piece = min(piece_size(text.vocab_size, config.logit_tokens), rows * length)
+    piece = piece_size(text.vocab_size, config.logit_tokens)
     parts = [
         Part("weights", weights),
         Part("adapters", adapter),
@@ -175,7 +176,7 @@ def _parts(
         Part("KV cache", min(config.batch, config.slots or config.batch) * kv_slots(longest) * per_token, "sampling"),
         Part("reading the openings", _reading(config, shape, dtype, longest), "sampling"),
         Part("activations", _activations(config, shape, dtype, rows, length), "update"),
-        Part("logits", _logits(config, shape, dtype, piece), "update"),
+        Part("logits", _logits(config, shape, dtype, min(2 * piece, rows * length), piece), "update"),
     ]
     if config.offload_reference and reference:
         parts.append(Part("reference, at work", reference, "evaluation"))
@@ -348,13 +349,13 @@ def _reading(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, l
     return _decoder_peak(config, shape, dtype, 2, (config.batch, longest.opening), False)
 
 
-def _logits(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, tokens: int) -> int:
+def _logits(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, tokens: int, piece: int) -> int:
     model = _on_meta(config, shape, dtype, 1)
     with FakeTensorMode():
         held = _faked(model)
         hidden = torch.empty((tokens, model.config.get_text_config().hidden_size), dtype=dtype, requires_grad=True)
         targets = torch.empty(tokens, dtype=torch.long)
         with LiveBytes(held) as live:
-            logprobs, spread = token_logprobs(model, hidden, targets, 0.5, tokens)
+            logprobs, spread = token_logprobs(model, hidden, targets, 0.5, piece)
             (logprobs + spread).sum().backward()
     return live.peak
