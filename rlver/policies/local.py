@@ -59,6 +59,7 @@ class LocalPolicy:
 
     Args:
         engine: what samples; by default the built-in one.
+        cores: most of a CPU that the built-in one reads its cache with.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class LocalPolicy:
         max_tokens: int = 64,
         temperature: float = 1.0,
         engine: Engine | None = None,
+        cores: int = 1,
     ) -> None:
         self.model = model
         self.chat = ChatFormat(tokenizer, system_prompt(language, think), think, end_tokens(model))
         if engine is None:
             check_model(model)
-        self.engine = engine or LocalEngine(model)
+        self.engine = engine or LocalEngine(model, cores)
         self.spec = spec
         self.think = think
         self.prompt_hash = prompt_hash(language, think)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from rlver.core.errors import RlverError
-from rlver.policies.attention import folded
+from rlver.policies.attention import decoding
 from rlver.policies.decoder import attention_mask, make_logits, position_limit
 from rlver.policies.graphs import DecodeGraphs, rounded_rows
 
@@ -71,7 +71,8 @@ class RaggedCache(Cache):
             visible: how many slots queries may see.
         """
         self._places, self._visible = places, visible
-        self._at = (rows, slice(None), written)
+        self._rows, self._written = rows, written
+        self._at: dict[int, Tensor] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -80,13 +81,21 @@ class RaggedCache(Cache):
         if layer_idx not in self._stores:
             self._stores[layer_idx] = (self._empty(key_states), self._empty(value_states))
         keys, values = self._stores[layer_idx]
-        keys[self._at] = key_states.transpose(1, 2)
-        values[self._at] = value_states.transpose(1, 2)
+        at = self._index(key_states.shape[1])
+        keys.view(-1, keys.shape[3]).index_copy_(0, at, key_states.reshape(-1, keys.shape[3]))
+        values.view(-1, values.shape[3]).index_copy_(0, at, value_states.reshape(-1, values.shape[3]))
         return keys[self._places, :, : self._visible], values[self._places, :, : self._visible]
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
         """Unused: positions are given explicitly."""
         return 0
+
+    def _index(self, heads: int) -> Tensor:
+        """(A * heads * n,) where the new states go in a store of which all but the last axis is one: for all layers."""
+        if heads not in self._at:
+            lanes = self._rows * heads + torch.arange(heads, device=self._rows.device)
+            self._at[heads] = (lanes[:, :, None] * self.slots + self._written[:, None, :]).flatten()
+        return self._at[heads]
 
     def _empty(self, like: Tensor) -> Tensor:
         return like.new_zeros((self.places, like.shape[1], self.slots, like.shape[3]))
@@ -100,8 +109,10 @@ class RaggedCache(Cache):
 class Sampler:
     """Feeds tokens to rows of a cache. Which rows there are and how long they are is the caller's to know."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, cores: int = 1) -> None:
+        """Sample from a model; `cores` is most of a CPU that reads the cache at once."""
         self.model = model
+        self._cores = cores
         self._limit = position_limit(model.config)
         self._numbers = torch.arange(0, device=model.device)
         self.cache = RaggedCache()
@@ -162,7 +173,7 @@ class Sampler:
     def _one(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
         """Hidden states (A, hidden) of one token of each of the first A rows."""
         rows = self._counted(len(tokens))[: len(tokens)]
-        with folded(self.model):
+        with decoding(self.model, self._cores):
             return self._forward(slice(0, len(tokens)), rows, tokens, positions, positions, visible)[:, 0]
 
     def _forward(

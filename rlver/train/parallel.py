@@ -38,7 +38,7 @@ class Cores:
         Args:
             threads: most that work at once; 0 is as many as torch finds.
         """
-        threads = threads or _FOUND
+        self.count = threads = threads or _FOUND
         self._pool = None
         if threads > 1 and _independent(model):
             self._pool = ThreadPoolExecutor(threads, "micro-batch", torch.set_num_threads, (1,))

@@ -95,6 +95,7 @@ class Trainer:
         self.model = model
         self.agents = agents if isinstance(agents, Mapping) else {config.user: agents}
         self.preset = get_preset(config.preset)
+        self.cores = Cores(model, config.threads)
         self.policy = LocalPolicy(
             model,
             tokenizer,
@@ -103,9 +104,9 @@ class Trainer:
             max_tokens=config.max_tokens,
             temperature=config.temperature,
             engine=None if config.engine == LOCAL else resolve_engine(config.engine, model, weights=weights),
+            cores=self.cores.count,
         )
         logits = config.temperature, config.logit_tokens
-        self.cores = Cores(model, config.threads)
         self.reference = Reference(model, *logits, config.offload_reference) if config.kl else None
         self.critic = make_critic(model) if config.algo == "ppo" else None
         self.optimizers = {"optimizer": make_optimizer(learning(model), config.lr, offload=config.offload_optimizer)}

@@ -64,10 +64,11 @@ class LocalEngine:
 
     waits = False
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, cores: int = 1) -> None:
+        """Sample from a model; `cores` is most of a CPU that reads the cache at once."""
         self.steps = 0
         """Steps so far: rounds in which everybody at work got one token."""
-        self._sampler = Sampler(model)
+        self._sampler = Sampler(model, cores)
         self._talks: dict[int, _Talk] = {}
         self._opened = 0
         self._seats: list[_Talk] = []
