@@ -184,6 +184,11 @@ def peak_bytes(device: str) -> float:
     return peak_memory()
 
 
+def setting_of(shape: str, device: str) -> Setting:
+    """The dialogues of a row."""
+    return replace(LARGE, micro=MICRO.get(shape, LARGE.micro)) if device == "cuda" else SMALL
+
+
 def run_row(shape: str, kind: str, options: argparse.Namespace, left: float) -> Row | str:
     """Measure one row in a process of its own; returns why not if it fails."""
     if left < 20:
@@ -199,6 +204,8 @@ def run_row(shape: str, kind: str, options: argparse.Namespace, left: float) -> 
         except subprocess.TimeoutExpired:
             return "not measured: time was up"
         if not done.returncode:
+            # A model that samples without graphs says so.
+            print(*(line for line in done.stderr.splitlines() if "Warning" in line), sep="\n", file=sys.stderr)
             return Row(**json.loads(out.read_text(encoding="utf-8")))
     last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
     return "out of memory" if "OutOfMemory" in last else f"not measured: {last.split(': ', 1)[-1][:120]}"
@@ -242,8 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.row:
         shape, kind = options.row.split(":")
-        setting = replace(LARGE, micro=MICRO.get(shape, LARGE.micro)) if options.device == "cuda" else SMALL
-        setting = replace(setting, threads=max(1, torch.get_num_threads()))
+        setting = replace(setting_of(shape, options.device), threads=max(1, torch.get_num_threads()))
         row = measure(shape, kind, setting, options.device, options.steps)
         options.out.write_text(json.dumps(asdict(row)), encoding="utf-8")
         return
@@ -255,10 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
         for kind in options.kinds:
             print(f"{shape}, {kind} ...", file=sys.stderr, flush=True)
             rows[shape, kind] = run_row(shape, kind, options, end - time.monotonic())
-    setting = LARGE if options.device == "cuda" else SMALL
-    micro = str(setting.micro)
-    if options.device == "cuda":
-        micro = ", ".join(f"{MICRO.get(shape, LARGE.micro)} for {shape}" for shape in options.shapes)
+    setting = setting_of(options.shapes[0], options.device)
+    micro = ", ".join(f"{setting_of(shape, options.device).micro} for {shape}" for shape in options.shapes)
     given = f"--device {options.device} --shapes {' '.join(options.shapes)} --kinds {' '.join(options.kinds)}"
     head = (
         f"`python benchmarks/gpu.py {given} --steps {options.steps}`: {setting.dialogues} dialogues x "

@@ -248,7 +248,7 @@ def test_newer_models_get_the_newer_name_of_the_token_limit() -> None:
         assert server.requests[0]["max_completion_tokens"] == 7
 
 
-def test_concurrency_and_rate_are_limited() -> None:
+def test_concurrency_and_rate_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     async def many(llm: LLM, n: int) -> float:
         start = time.monotonic()
         await asyncio.gather(*(llm.complete(HELLO) for _ in range(n)))
@@ -259,6 +259,8 @@ def test_concurrency_and_rate_are_limited() -> None:
         asyncio.run(many(client(server, Limits(concurrency=3)), 12))
         assert server.most_at_once == 3
         assert asyncio.run(many(client(server, Limits(per_minute=600)), 20)) > 0.8
+        monkeypatch.setattr("rlver.llm.client._SPACING", 0.02)
+        assert asyncio.run(many(client(server), 20)) > 0.05 + 19 * 0.02
 
 
 def test_cache_is_shared_by_processes_and_keyed_by_the_whole_request(tmp_path: Path) -> None:

@@ -52,17 +52,16 @@ class MasterAdamW(torch.optim.Optimizer):
                 continue
             master = _master(inner)
             inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
-            gate = self._gates.get(parameter.dtype) if parameter.is_cuda else None
-            if gate is None:
-                master.grad = parameter.grad.to(master.device, torch.float32)
-                inner.step()
-                parameter.copy_(master)
-            else:
-                gate = gate[: parameter.numel()].view(parameter.shape)
-                master.grad = gate.copy_(parameter.grad).float()
-                inner.step()
-                parameter.copy_(gate.copy_(master))
+            master.grad = self._through(parameter, parameter.grad).to(master.device, torch.float32)
+            inner.step()
             master.grad = None
+            parameter.copy_(self._through(parameter, master))
+
+    def _through(self, parameter: nn.Parameter, numbers: Tensor) -> Tensor:
+        """The parameter's gradient or master in pinned memory, where these numbers cross between GPU and CPU."""
+        if not parameter.is_cuda or parameter.dtype not in self._gates:
+            return numbers
+        return self._gates[parameter.dtype][: parameter.numel()].view(parameter.shape).copy_(numbers)
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.AdamW` has it, with a `master` beside the moments of each parameter."""
