@@ -9,6 +9,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlver.policies import attention
+from rlver.policies.cores import Cores
 from rlver.policies.sampler import Sampler
 
 
@@ -40,14 +41,13 @@ def test_cores_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     shape: dict[str, Any] = {"vocab_size": 50, "hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 2}
     model = Qwen2ForCausalLM(Qwen2Config(num_attention_heads=6, num_key_value_heads=6, **shape)).eval()
-    monkeypatch.setattr(attention.torch, "get_num_threads", lambda: 1)
     used: list[int] = []
     share_out = torch.set_num_threads
     monkeypatch.setattr(attention.torch, "set_num_threads", lambda count: used.append(count) or share_out(count))
-    share_out(1)
     logits = []
-    for cores in (1, 2):
-        sampler = Sampler(model, cores)
+    for threads in (1, 2):
+        sampler = Sampler(model, Cores(model, threads))
+        used.clear()
         sampler.feed([0, 1], [0, 0], [[3] * 9, [4] * 5])
         logits.append(sampler.step(torch.tensor([[1], [2]]), torch.tensor([[9], [5]]), 10))
     assert torch.equal(*logits) and used == [2, 1] * 2

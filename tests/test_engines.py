@@ -15,10 +15,11 @@ from rlver.agents.base import Opening
 from rlver.core.dialogue import Dialogue, Reaction, StopReason
 from rlver.core.errors import CallFailed, Unreadable
 from rlver.core.profile import Profile
+from rlver.policies.cache import RaggedCache
 from rlver.policies.engines.base import Sampling
 from rlver.policies.engines.local import LocalEngine
 from rlver.policies.local import LocalPolicy
-from rlver.policies.sampler import RaggedCache, Sampler
+from rlver.policies.sampler import Sampler
 from rlver.rollout import play, play_async, run, together
 
 COUNT = 9

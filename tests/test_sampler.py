@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from torch import Tensor
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
+from rlver.policies import cores as cores_module
+from rlver.policies import sampler as sampler_module
 from rlver.policies.chat import ChatFormat
+from rlver.policies.cores import Cores
 from rlver.policies.folder import load_model
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.policies.prompts import system_prompt
@@ -138,10 +142,13 @@ def test_samples_follow_the_distribution(model: Any, tokenizer: Any) -> None:
     assert (counts / rows - probabilities).abs().max() < 2 / rows
 
 
-def test_the_cache_grows_and_forgets(model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("threads", [0, 2], ids=["one-pass", "in-parts"])
+def test_the_cache_grows_and_forgets(model: Any, tokenizer: Any, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random feeding and rewinding of ragged rows, in any order, beyond the first size of the cache."""
+    monkeypatch.setattr(sampler_module, "_PART", 40 * model.config.hidden_size)
     rng, rows = random.Random(0), 4
-    sampler, held = Sampler(model), [[1] for _ in range(rows)]
+    cores = Cores(model, threads) if threads else None
+    sampler, held = Sampler(model, cores), [[1] for _ in range(rows)]
     sampler.feed(range(rows), [0] * rows, held)
     for _ in range(50):
         at = rng.sample(range(rows), rng.randint(1, rows))
@@ -154,6 +161,40 @@ def test_the_cache_grows_and_forgets(model: Any, tokenizer: Any) -> None:
             held[row] += chunks[i]
             assert torch.allclose(logits[i], plain_logits(model, held[row])[-1], atol=1e-4)
     assert max(map(len, held)) > 600
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (5, [2, 2, 1]), (8, [1] * 8)])
+def test_rows_are_fed_in_the_same_parts_on_any_number_of_cores(
+    model: Any, rows: int, parts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are worth their while, as many as a power of two if rows go into them, and change no bit on any cores."""
+    monkeypatch.setattr(sampler_module, "_PART", 20 * model.config.hidden_size)
+    sizes: list[int] = []
+    names: set[str] = set()
+    feed = Sampler._feed
+
+    def watched(self: Sampler, places: Any, starts: Any, chunks: Any) -> Tensor:
+        sizes.append(len(chunks))
+        names.add(threading.current_thread().name)
+        return feed(self, places, starts, chunks)
+
+    monkeypatch.setattr(Sampler, "_feed", watched)
+    chunks = [[7 + row + k for k in range(20 - row)] for row in range(rows)]
+    logits = []
+    for threads in (1, 2, 3):
+        sampler = Sampler(model, Cores(model, threads))
+        sampler.feed(range(rows), [0] * rows, chunks)
+        logits.append(sampler.feed(range(rows), [len(chunk) for chunk in chunks], chunks))
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+    assert sorted(sizes) == sorted(parts * 6)
+    assert "MainThread" in names and any(name.startswith("pass") for name in names) == (len(parts) > 1)
+
+
+def test_a_model_that_is_not_fed_side_by_side_is_fed_whole(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "_PART", 1)
+    monkeypatch.setattr(cores_module, "_SMALL", 1000)
+    sampler = Sampler(model, Cores(model, 2))
+    assert sampler._parts([[1], [2]]) == [slice(None)]
 
 
 def test_thinking_is_forgotten_in_later_turns(model: Any, tokenizer: Any) -> None:

@@ -57,6 +57,11 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether anything was added to the model by `add_adapter`."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
 def base_folder(folder: Path) -> Path:
     """The folder that holds the whole model: the folder itself, or the base that its adapter names.
 

@@ -13,6 +13,7 @@ from rlver.core.errors import CallFailed
 from rlver.core.profile import Language
 from rlver.policies.base import Replies
 from rlver.policies.chat import ChatFormat
+from rlver.policies.cores import Cores
 from rlver.policies.engines.base import Engine, Sampling
 from rlver.policies.engines.local import LocalEngine
 from rlver.policies.exact import check_model
@@ -59,7 +60,7 @@ class LocalPolicy:
 
     Args:
         engine: what samples; by default the built-in one.
-        cores: most of a CPU that the built-in one reads its cache with.
+        cores: of a CPU, that the built-in one computes with.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class LocalPolicy:
         max_tokens: int = 64,
         temperature: float = 1.0,
         engine: Engine | None = None,
-        cores: int = 1,
+        cores: Cores | None = None,
     ) -> None:
         self.model = model
         self.chat = ChatFormat(tokenizer, system_prompt(language, think), think, end_tokens(model))

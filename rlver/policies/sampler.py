@@ -1,116 +1,29 @@
-"""Forward passes of a causal language model over dialogues of different lengths, with the KV cache kept between them.
-
-Rows of a batch have different lengths ("ragged"), so every row writes its keys and values at its own position of
-one preallocated cache, and the attention mask says what each query may see. Nothing is ever encoded twice.
-"""
+"""Forward passes of a causal language model over a batch of dialogues, with the KV cache kept between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlver.core.errors import RlverError
 from rlver.policies.attention import decoding
+from rlver.policies.cache import CachePass, Places, RaggedCache
+from rlver.policies.cores import Cores
 from rlver.policies.decoder import attention_mask, make_logits, position_limit
 from rlver.policies.graphs import DecodeGraphs, rounded_rows
 
-Places = slice | Tensor
-"""Which rows of the cache: a slice is read without a copy."""
-
-
-_ROOM = 256
-"""Slots by which rows grow: growing copies all of them."""
-
-
-def rounded(slots: int) -> int:
-    """The slots that rows get who need so many."""
-    return -(-slots // _ROOM) * _ROOM
-
-
-class RaggedCache(Cache):
-    """Keys and values of shape (places, heads, slots, head size) per layer; each row is written where it stands.
-
-    The last slot of a row takes what is written for nobody, and no query ever sees it.
-    """
-
-    def __init__(self, slots: int = 0) -> None:
-        super().__init__(layers=[])
-        self._stores: dict[int, tuple[Tensor, Tensor]] = {}
-        self.places, self.slots = 0, slots
-        self.moves = 0
-        """How often rows have changed their place in memory."""
-
-    def reserve(self, places: int, slots: int) -> None:
-        """Make room for so many rows of so many tokens; what is there stays."""
-        if places <= self.places and slots <= self.slots:
-            return
-        if places > self.places:  # a little more than asked for: dialogues may come one by one
-            self.places = max(places, self.places * 5 // 4)
-        self.slots = max(self.slots, rounded(slots))
-        self.moves += 1
-        for layer, stores in self._stores.items():
-            self._stores[layer] = (self._grown(stores[0]), self._grown(stores[1]))
-
-    def move(self, sources: Sequence[int], targets: Sequence[int], used: int) -> None:
-        """Copy the first `used` slots of rows to other places, all at once, so that rows can change places."""
-        for stores in self._stores.values():
-            for store in stores:
-                store[torch.tensor(targets), :, :used] = store[torch.tensor(sources), :, :used]
-
-    def prepare(self, places: Places, rows: Tensor, written: Tensor, visible: int) -> None:
-        """Say where the next forward pass reads and writes.
-
-        Args:
-            places: the A rows that it is over.
-            rows: (A, 1) the same as numbers.
-            written: (A, n) slot of each new token.
-            visible: how many slots queries may see.
-        """
-        self._places, self._visible = places, visible
-        self._rows, self._written = rows, written
-        self._at: dict[int, Tensor] = {}
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Called by the model's attention: states are (A, heads, n, head size)."""
-        if layer_idx not in self._stores:
-            self._stores[layer_idx] = (self._empty(key_states), self._empty(value_states))
-        keys, values = self._stores[layer_idx]
-        at = self._index(key_states.shape[1])
-        keys.view(-1, keys.shape[3]).index_copy_(0, at, key_states.reshape(-1, keys.shape[3]))
-        values.view(-1, values.shape[3]).index_copy_(0, at, value_states.reshape(-1, values.shape[3]))
-        return keys[self._places, :, : self._visible], values[self._places, :, : self._visible]
-
-    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
-        """Unused: positions are given explicitly."""
-        return 0
-
-    def _index(self, heads: int) -> Tensor:
-        """(A * heads * n,) where the new states go in a store of which all but the last axis is one: for all layers."""
-        if heads not in self._at:
-            lanes = self._rows * heads + torch.arange(heads, device=self._rows.device)
-            self._at[heads] = (lanes[:, :, None] * self.slots + self._written[:, None, :]).flatten()
-        return self._at[heads]
-
-    def _empty(self, like: Tensor) -> Tensor:
-        return like.new_zeros((self.places, like.shape[1], self.slots, like.shape[3]))
-
-    def _grown(self, old: Tensor) -> Tensor:
-        new = self._empty(old)
-        new[: old.shape[0], :, : old.shape[2]] = old
-        return new
+_PART = 100_000
+"""Numbers, tokens times the hidden size, from which on a pass is worth a core of its own."""
 
 
 class Sampler:
     """Feeds tokens to rows of a cache. Which rows there are and how long they are is the caller's to know."""
 
-    def __init__(self, model: PreTrainedModel, cores: int = 1) -> None:
-        """Sample from a model; `cores` is most of a CPU that reads the cache at once."""
+    def __init__(self, model: PreTrainedModel, cores: Cores | None = None) -> None:
+        """Sample from a model, with these cores of a CPU."""
         self.model = model
         self._cores = cores
         self._limit = position_limit(model.config)
@@ -133,13 +46,36 @@ class Sampler:
         Returns:
             (A, vocabulary) logits after the last token of each chunk.
         """
+        visible = max(start + len(chunk) for start, chunk in zip(starts, chunks, strict=True))
+        self.cache.reserve(max(places) + 1, visible + 1)
+        self._counted(visible)  # before passes side by side ask for them
+
+        def fed(part: slice) -> Tensor:
+            return self._feed(places[part], starts[part], chunks[part])
+
+        parts = self._parts(chunks)
+        if self._cores is None or len(parts) == 1:
+            return fed(slice(None))
+        return torch.cat(list(self._cores.map(fed, parts)))
+
+    def _parts(self, chunks: Sequence[Sequence[int]]) -> list[slice]:
+        """The rows in parts of equal size that are worth a core each: the same ones on any number of cores."""
+        if self._cores is None or not self._cores.independent:
+            return [slice(None)]
+        numbers = len(chunks) * max(map(len, chunks)) * self.model.config.get_text_config().hidden_size
+        count = min(2 ** max(0, (numbers // _PART).bit_length() - 1), len(chunks))
+        size = -(-len(chunks) // count)
+        return [slice(start, start + size) for start in range(0, len(chunks), size)]
+
+    @torch.inference_mode()
+    def _feed(self, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
+        """The same in one pass."""
         device = self.model.device
         sizes = torch.tensor([len(chunk) for chunk in chunks])
         ids = torch.zeros((len(chunks), int(sizes.max())), dtype=torch.long)
         for i, chunk in enumerate(chunks):
             ids[i, : len(chunk)] = torch.as_tensor(chunk)
         visible = max(start + len(chunk) for start, chunk in zip(starts, chunks, strict=True))
-        self.cache.reserve(max(places) + 1, visible + 1)
         offsets = torch.arange(ids.shape[1])
         positions = torch.tensor(list(starts))[:, None] + offsets
         written = torch.where(offsets < sizes[:, None], positions, self.cache.slots - 1)
@@ -173,7 +109,7 @@ class Sampler:
     def _one(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
         """Hidden states (A, hidden) of one token of each of the first A rows."""
         rows = self._counted(len(tokens))[: len(tokens)]
-        with decoding(self.model, self._cores):
+        with decoding(self.model, self._cores.count if self._cores else 1):
             return self._forward(slice(0, len(tokens)), rows, tokens, positions, positions, visible)[:, 0]
 
     def _forward(
@@ -187,9 +123,12 @@ class Sampler:
             )
         slots = self._counted(visible)[:visible]
         mask = attention_mask(self.model, slots <= positions[:, :, None], positions, slots)
-        self.cache.prepare(places, rows[:, None], written, visible)
         output = self.model.get_decoder()(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=CachePass(self.cache, places, rows[:, None], written, visible),
+            use_cache=True,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden

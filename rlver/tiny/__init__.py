@@ -30,13 +30,13 @@ def base_policy(
     Args:
         on_step: called with (step, steps in all, loss) after each step.
     """
+    from rlver.policies import cores
     from rlver.tiny import corpus, model, muon, pretrain, tokenizer
     from rlver.train import parallel, prefix, samples
 
     config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
-    sources = [
-        inspect.getsource(module) for module in (corpus, model, muon, pretrain, tokenizer, samples, prefix, parallel)
-    ]
+    made_by = (corpus, model, muon, pretrain, tokenizer, samples, prefix, cores, parallel)
+    sources = [inspect.getsource(module) for module in made_by]
     data = [
         EmbeddedAgent(language).identity,
         system_prompt(language, think),

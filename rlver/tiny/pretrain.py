@@ -17,13 +17,14 @@ from rlver.core.profile import Language
 from rlver.core.seeds import derive
 from rlver.core.think import CLOSE, OPEN
 from rlver.policies.chat import ChatFormat
+from rlver.policies.cores import Cores
 from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
 from rlver.tiny.corpus import Line, Written, act_sentences, hint_lines, write_corpus, write_exchanges
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon
 from rlver.tiny.tokenizer import train_tokenizer
-from rlver.train.parallel import Backward, Cores
+from rlver.train.parallel import Backward, learn
 from rlver.train.samples import Sample, collate, from_trace, hidden_states, micro_batches
 
 _MICRO_TOKENS = 1000
@@ -153,7 +154,7 @@ def _add_gradients(model: Qwen2ForCausalLM, cores: Cores, examples: list[Example
         return float(losses.detach().sum())
 
     parts = micro_batches([sample for sample, _ in examples], _MICRO_TOKENS)
-    losses = cores.learn(work, parts, list(model.parameters()))
+    losses = learn(cores, work, parts, list(model.parameters()))
     return sum(losses) / sum(len(weights) for _, weights in examples)
 
 

@@ -24,6 +24,7 @@ from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
+from rlver.policies.cores import Cores
 from rlver.policies.engines.resolve import LOCAL, resolve_engine
 from rlver.policies.exact import check_trace
 from rlver.policies.local import LocalPolicy, Trace
@@ -42,10 +43,10 @@ from rlver.train.losses.weighting import token_weights
 from rlver.train.metrics import dialogue_metrics
 from rlver.train.models.critic import explained_variance, make_critic
 from rlver.train.models.loading import learning
-from rlver.train.models.logits import token_logprobs
+from rlver.train.models.logits import logprobs_and_entropies, token_logprobs
 from rlver.train.models.optimizer import make_optimizer
 from rlver.train.models.reference import Reference
-from rlver.train.parallel import Backward, Cores
+from rlver.train.parallel import Backward, learn
 from rlver.train.samples import Batch, Sample, collate, from_trace, hidden_states, micro_batches
 
 _MAX_DIVERGENCE = 10.0
@@ -104,10 +105,10 @@ class Trainer:
             max_tokens=config.max_tokens,
             temperature=config.temperature,
             engine=None if config.engine == LOCAL else resolve_engine(config.engine, model, weights=weights),
-            cores=self.cores.count,
+            cores=self.cores,
         )
-        logits = config.temperature, config.logit_tokens
-        self.reference = Reference(model, *logits, config.offload_reference) if config.kl else None
+        self._logits = config.temperature, config.logit_tokens
+        self.reference = Reference(model, *self._logits, config.offload_reference) if config.kl else None
         self.critic = make_critic(model) if config.algo == "ppo" else None
         self.optimizers = {"optimizer": make_optimizer(learning(model), config.lr, offload=config.offload_optimizer)}
         if self.critic is not None:
@@ -191,7 +192,7 @@ class Trainer:
             with self.reference.at_work():
                 reference = self._over(samples, self.reference)
         if config.importance_cap is not None:
-            old = self._over(samples, lambda batch: self._token_logprobs(batch)[0])
+            old = self._over(samples, self._logprobs)
             pairs = zip(old, samples, strict=True)
             importances = [importance(p, sample.logprobs, config.importance_cap) for p, sample in pairs]
         if self.critic is not None:
@@ -226,7 +227,7 @@ class Trainer:
         learned = [*learning(self.model), *(self.critic.learning() if self.critic is not None else ())]
         totals: dict[str, float] = {}
         gaps = []
-        for terms, gap in self.cores.learn(work, micro_batches(samples, config.micro_tokens), learned):
+        for terms, gap in learn(self.cores, work, micro_batches(samples, config.micro_tokens), learned):
             gaps.append(gap)
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term
@@ -248,7 +249,10 @@ class Trainer:
         def column(of: Callable[[Experience], Tensor]) -> Tensor:
             return torch.cat([of(e) for e in experiences]).to(device)
 
-        logprobs, spread = self._token_logprobs(batch)
+        hidden = hidden_states(self.model, batch)
+        logprobs, spread = logprobs_and_entropies(
+            self.model, hidden, batch.targets, *self._logits, spread=config.entropy > 0
+        )
         surrogate, clipped = policy_loss(
             logprobs,
             column(lambda e: e.old),
@@ -282,12 +286,9 @@ class Trainer:
         estimate = kl_divergence(logprobs, reference, self.config.kl_estimator)
         return estimate.clamp(-_MAX_DIVERGENCE, _MAX_DIVERGENCE)
 
-    def _token_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probs of the trained tokens at the temperature of sampling, and entropies, both (N,)."""
-        config, hidden = self.config, hidden_states(self.model, batch)
-        return token_logprobs(
-            self.model, hidden, batch.targets, config.temperature, config.logit_tokens, spread=config.entropy > 0
-        )
+    def _logprobs(self, batch: Batch) -> Tensor:
+        """(N,) log-probs of the trained tokens at the temperature of sampling."""
+        return token_logprobs(self.model, hidden_states(self.model, batch), batch.targets, *self._logits)
 
     def _training(self, mode: bool) -> None:
         """Layers forget their activations only in training mode, and drop out only there."""

@@ -16,7 +16,7 @@ from rlver.policies.folder import pick_device
 from rlver.train.config import load_config
 from rlver.train.models.live import LiveBytes
 from rlver.train.models.loading import checkpoint_gradients, dtype_for, four_bit, load_for_training
-from rlver.train.models.logits import piece_size, token_logprobs
+from rlver.train.models.logits import logprobs_and_entropies, piece_size, token_logprobs
 from rlver.train.models.optimizer import MasterAdamW, make_optimizer
 from rlver.train.models.reference import Reference
 from rlver.train.runs.checkpoint import _optimizer_tensors, _restore_optimizer
@@ -93,8 +93,9 @@ def test_logits_in_pieces_are_the_same_logits(words: Any, tied: bool) -> None:
         model.zero_grad()
         hidden = hidden_states(model, batch)
         with LiveBytes(model.parameters()) as live:
-            logprobs, spread = token_logprobs(model, hidden, batch.targets, 0.7, size)
+            logprobs, spread = logprobs_and_entropies(model, hidden, batch.targets, 0.7, size)
             (logprobs * torch.linspace(-1, 1, 75) + 0.3 * spread).sum().backward()
+        assert torch.equal(logprobs, token_logprobs(model, hidden, batch.targets, 0.7, size))
         found.append(torch.cat([logprobs.detach(), spread.detach(), gradient_of(model)]))
         peaks.append(live.peak)
     for other in found[1:]:
@@ -207,7 +208,7 @@ def test_no_copy_is_made_where_nothing_pulls_back(speakers: Any, words: Any, mon
 def test_a_reference_waits_on_the_cpu_and_answers_as_the_start(words: Any) -> None:
     model, batch = fresh(words), collate([talk(30, 20)])
     with torch.no_grad():
-        before = token_logprobs(model, hidden_states(model, batch), batch.targets, 0.7)[0]
+        before = token_logprobs(model, hidden_states(model, batch), batch.targets, 0.7)
     reference = Reference(model, 0.7, offload=True)
     with torch.no_grad():
         for parameter in model.parameters():

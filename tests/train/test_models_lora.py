@@ -56,7 +56,7 @@ def disturb(model: Any, seed: int = 0) -> Any:
 def logprobs(model: Any, length: int = 40) -> torch.Tensor:
     """Of the tokens of one sample."""
     batch = collate([talk(length, 30)])
-    return token_logprobs(model, hidden_states(model, batch), batch.targets, 1.0)[0]
+    return token_logprobs(model, hidden_states(model, batch), batch.targets, 1.0)
 
 
 def gradients(parameters: Any) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_policy_and_critic_learn_beside_each_other(base: Path, forgetful: bool) 
     model.train()
 
     def losses() -> list[torch.Tensor]:
-        policy = token_logprobs(model, hidden_states(model, batch), batch.targets, 1.0)[0].sum()
+        policy = token_logprobs(model, hidden_states(model, batch), batch.targets, 1.0).sum()
         return [policy, critic(batch).pow(2).sum()]
 
     sets = [learning(model), critic.learning()]

@@ -12,9 +12,10 @@ import torch
 from toys import quick, same
 from transformers import Qwen2ForCausalLM
 
+from rlver.policies.cores import Cores
 from rlver.train.models import adapters
 from rlver.train.models.loading import checkpoint_gradients
-from rlver.train.parallel import Backward, Cores
+from rlver.train.parallel import Backward, learn
 from rlver.train.runs.run import run
 from rlver.train.settings import ModelSettings
 
@@ -41,12 +42,12 @@ def test_gradients_are_those_of_one_after_another(model: Qwen2ForCausalLM) -> No
     found = []
     for threads in (1, 2):
         model.zero_grad()
-        losses = Cores(model, threads).learn(work, parts, list(model.parameters()))
+        losses = learn(Cores(model, threads), work, parts, list(model.parameters()))
         found.append((losses, [parameter.grad for parameter in model.parameters()]))
     (one, ones), (other, others) = found
     model.zero_grad()
     assert one == other and all(map(torch.equal, ones, others))
-    assert "MainThread" in names and any(name.startswith("micro-batch") for name in names)
+    assert "MainThread" in names and any(name.startswith("pass") for name in names)
 
 
 def test_workers_keep_gradients_only_where_the_caller_does(model: Qwen2ForCausalLM) -> None:
@@ -61,7 +62,7 @@ def test_what_fails_in_a_worker_fails_here(model: Qwen2ForCausalLM) -> None:
         raise MemoryError(f"part {part}")
 
     with pytest.raises(MemoryError, match="part 1"):
-        Cores(model, 2).learn(work, [1, 2, 3], list(model.parameters()))
+        learn(Cores(model, 2), work, [1, 2, 3], list(model.parameters()))
 
 
 def test_passes_that_share_a_state_go_one_after_another(model: Qwen2ForCausalLM, monkeypatch: Any) -> None:
@@ -72,7 +73,7 @@ def test_passes_that_share_a_state_go_one_after_another(model: Qwen2ForCausalLM,
     checkpoint_gradients(checkpointed)
     for other in (dropping, adapted, checkpointed):
         assert not Cores(other, 2).side_by_side
-    monkeypatch.setattr("rlver.train.parallel._SMALL", 1000)
+    monkeypatch.setattr("rlver.policies.cores._SMALL", 1000)
     assert not Cores(model, 2).side_by_side and torch.get_num_threads() == 2
 
 

@@ -21,7 +21,7 @@ import rlver.train.runs.evaluation as evaluation_module
 import rlver.train.runs.files as files_module
 import rlver.train.runs.run as run_module
 from rlver.core.errors import RlverError
-from rlver.train import parallel
+from rlver.policies import cores
 from rlver.train.config import TrainConfig
 from rlver.train.runs.checkpoint import Checkpoints, load_weights
 from rlver.train.runs.files import cut
@@ -80,7 +80,7 @@ def killed(config: TrainConfig, base: Path, folder: Path, resume: bool, module: 
     child = os.fork()
     if child == 0:
         signal.alarm(120)
-        parallel._FOUND = 1  # the threads of OpenMP do not survive a fork; on one core numbers are the same
+        cores._FOUND = 1  # the threads of OpenMP do not survive a fork; on one core numbers are the same
         setattr(module, name, dead)
         try:
             run(config, base, folder, resume=resume)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from rlver.policies.cores import Cores
 from rlver.policies.encoding import common_beginning
 from rlver.policies.engines.base import Sampled, Sampling
 from rlver.policies.sampler import Sampler, choose
@@ -64,8 +65,8 @@ class LocalEngine:
 
     waits = False
 
-    def __init__(self, model: PreTrainedModel, cores: int = 1) -> None:
-        """Sample from a model; `cores` is most of a CPU that reads the cache at once."""
+    def __init__(self, model: PreTrainedModel, cores: Cores | None = None) -> None:
+        """Sample from a model, with these cores of a CPU."""
         self.steps = 0
         """Steps so far: rounds in which everybody at work got one token."""
         self._sampler = Sampler(model, cores)

@@ -22,11 +22,6 @@ from rlver.train.settings import ModelSettings
 CRITIC, START = "critic", "start"
 
 
-def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether anything was added to the model by `add_adapter`."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
-
-
 def lora_config(settings: ModelSettings) -> Any:
     """The `peft` config that the settings ask for. Raises RlverError where `peft` is not installed."""
     need_peft(f"lora={settings.lora} trains adapters")

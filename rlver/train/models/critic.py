@@ -7,6 +7,7 @@ import copy
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlver.policies.folder import has_adapters
 from rlver.train.models import adapters
 from rlver.train.samples import Batch, hidden_states
 
@@ -53,7 +54,7 @@ class AdapterCritic(nn.Module):
 
 def make_critic(policy: PreTrainedModel) -> Critic | AdapterCritic:
     """The critic of a policy: an adapter beside the policy's, or a copy."""
-    return AdapterCritic(policy) if adapters.has_adapters(policy) else Critic(policy)
+    return AdapterCritic(policy) if has_adapters(policy) else Critic(policy)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

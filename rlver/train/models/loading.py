@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
-from rlver.policies.folder import ADAPTER, base_folder, load_model, pick_device
+from rlver.policies.folder import ADAPTER, base_folder, has_adapters, load_model, pick_device
 from rlver.train.models import adapters
 from rlver.train.settings import ModelSettings
 
@@ -34,10 +34,10 @@ def load_for_training(folder: Path, settings: ModelSettings) -> tuple[PreTrained
     quantization = four_bit(device, dtype) if settings.quantize == "4bit" else None
     model, tokenizer = load_model(folder, str(device), dtype, quantization)
     if not settings.lora:
-        if adapters.has_adapters(model):
+        if has_adapters(model):
             model = adapters.merge(model)
         model.requires_grad_(True)
-    elif adapters.has_adapters(model):
+    elif has_adapters(model):
         rank = model.peft_config[ADAPTER].r
         if rank != settings.lora:
             raise RlverError(f"{folder}: holds an adapter of rank {rank}, not {settings.lora}; set lora={rank}.")
@@ -77,7 +77,7 @@ def four_bit(device: torch.device, dtype: torch.dtype) -> Any:
 
 def learning(model: nn.Module) -> list[nn.Parameter]:
     """The policy's parameters that learn: its adapter's, or all."""
-    if isinstance(model, PreTrainedModel) and adapters.has_adapters(model):
+    if isinstance(model, PreTrainedModel) and has_adapters(model):
         return list(adapters.adapter_parameters(model, ADAPTER).values())
     return list(model.parameters())
 
@@ -87,7 +87,7 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
 
     def contexts() -> tuple[Any, Any]:
         """Those of the first pass and of the second, which comes when another adapter may be at work."""
-        if not adapters.has_adapters(model):
+        if not has_adapters(model):
             return nullcontext(), nullcontext()
         return nullcontext(), adapters.using(model, adapters.active(model))
 

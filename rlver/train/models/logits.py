@@ -6,7 +6,7 @@ gradients are as large again. A piece is thrown away after the forward pass and 
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,24 @@ def piece_size(vocabulary: int, logit_tokens: int) -> int:
 
 
 def token_logprobs(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float, logit_tokens: int = 0
+) -> Tensor:
+    """(N,) float32 log-prob of each target.
+
+    Args:
+        hidden: (N, hidden) states that predict the targets.
+        targets: (N,) ids.
+        temperature: divides the logits.
+        logit_tokens: most tokens whose logits exist at once; 0 is as many as make 2**26 logits.
+    """
+
+    def piece(hidden: Tensor, targets: Tensor) -> tuple[Tensor]:
+        return (_chosen(_log_softmax(model, hidden, temperature), targets),)
+
+    return _in_pieces(piece, model, hidden, targets, logit_tokens)[0]
+
+
+def logprobs_and_entropies(
     model: PreTrainedModel,
     hidden: Tensor,
     targets: Tensor,
@@ -33,30 +51,41 @@ def token_logprobs(
     logit_tokens: int = 0,
     spread: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob of each target, and entropy of the distribution that it was drawn from, in nats: both (N,), float32.
+    """The same, and the entropy of the distribution that each target was drawn from, in nats: both (N,), float32.
 
     Args:
-        hidden: (N, hidden) states that predict the targets.
-        targets: (N,) ids.
-        temperature: divides the logits.
-        logit_tokens: most tokens whose logits exist at once; 0 is as many as make 2**26 logits.
         spread: whether the entropy is to have a gradient, which costs as much again.
     """
+
+    def piece(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_softmax = _log_softmax(model, hidden, temperature)
+        return _chosen(log_softmax, targets), entropy(log_softmax if spread else log_softmax.detach())
+
+    logprobs, entropies = _in_pieces(piece, model, hidden, targets, logit_tokens)
+    return logprobs, entropies
+
+
+def _in_pieces(
+    piece: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    model: PreTrainedModel,
+    hidden: Tensor,
+    targets: Tensor,
+    logit_tokens: int,
+) -> tuple[Tensor, ...]:
     size = piece_size(model.get_output_embeddings().weight.shape[0], logit_tokens)
-    piece = partial(_piece, model, temperature, spread)
     if len(targets) <= size:
         return piece(hidden, targets)
-    pairs = [
+    parts = [
         checkpoint(piece, part, wanted, use_reentrant=False)
         for part, wanted in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    logprobs, spreads = zip(*pairs, strict=True)
-    return torch.cat(logprobs), torch.cat(spreads)
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-def _piece(
-    model: PreTrainedModel, temperature: float, spread: bool, hidden: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
+def _log_softmax(model: PreTrainedModel, hidden: Tensor, temperature: float) -> Tensor:
     logits = make_logits(model, hidden).float()
-    log_softmax = torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
-    return log_softmax.gather(1, targets[:, None]).squeeze(1), entropy(log_softmax if spread else log_softmax.detach())
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+
+
+def _chosen(log_softmax: Tensor, targets: Tensor) -> Tensor:
+    return log_softmax.gather(1, targets[:, None]).squeeze(1)

@@ -38,13 +38,13 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rlver.policies.cache import rounded
 from rlver.policies.folder import ADAPTER
-from rlver.policies.sampler import rounded
 from rlver.train.config import TrainConfig
 from rlver.train.models import adapters
 from rlver.train.models.live import LiveBytes
 from rlver.train.models.loading import checkpoint_gradients, dtype_for, learning
-from rlver.train.models.logits import piece_size, token_logprobs
+from rlver.train.models.logits import logprobs_and_entropies, piece_size
 from rlver.train.models.longest import Longest
 
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -356,6 +356,6 @@ def _logits(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, to
         hidden = torch.empty((tokens, model.config.get_text_config().hidden_size), dtype=dtype, requires_grad=True)
         targets = torch.empty(tokens, dtype=torch.long)
         with LiveBytes(held) as live:
-            logprobs, spread = token_logprobs(model, hidden, targets, 0.5, piece)
+            logprobs, spread = logprobs_and_entropies(model, hidden, targets, 0.5, piece)
             (logprobs + spread).sum().backward()
     return live.peak

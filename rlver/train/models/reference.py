@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlver.policies.folder import has_adapters
 from rlver.train.models import adapters
 from rlver.train.models.logits import token_logprobs
 from rlver.train.samples import Batch, hidden_states
@@ -25,7 +26,7 @@ class Reference:
     def __init__(self, policy: PreTrainedModel, temperature: float, logit_tokens: int = 0, offload: bool = False):
         self._temperature, self._logit_tokens = temperature, logit_tokens
         self._adapter: str | None = None
-        self._shared = adapters.has_adapters(policy)
+        self._shared = has_adapters(policy)
         self._home = torch.device("cpu") if offload and not self._shared else policy.device
         self._work = policy.device
         if self._shared:
@@ -50,7 +51,7 @@ class Reference:
         """(N,) log-probs of the trained tokens of a batch."""
         with adapters.using(self.model, self._adapter) if self._shared else nullcontext():
             hidden = hidden_states(self.model, batch)
-            return token_logprobs(self.model, hidden, batch.targets, self._temperature, self._logit_tokens)[0]
+            return token_logprobs(self.model, hidden, batch.targets, self._temperature, self._logit_tokens)
 
     def _move(self, device: torch.device) -> None:
         if not self._shared and self.model.device != device:
