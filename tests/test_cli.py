@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from rlver.cli.main import main
+from rlver.cli.main import app, main
 from rlver.core.profile import read_profiles
 from rlver.core.transcript import read_transcripts
 from rlver.stories import benchmark_profiles
@@ -217,3 +220,35 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_done(
     assert main([command, "--policy", policy, "--device", "gpu", "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith("Error: device 'gpu' cannot be used here")
     assert not (tmp_path / "out").exists()
+
+
+def test_help_swallows_no_word_and_breaks_no_line_early(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Markup would take what stands in brackets for its own, and keep the lines of the source."""
+    monkeypatch.setenv("COLUMNS", "500")
+    seen = 0
+    for names, command in leaves(typer.main.get_command(app)):
+        assert main([*names, "--help"]) == 0
+        rows = [plain(row) for row in capsys.readouterr().out.splitlines()]
+        assert all(plain(paragraph) in rows for paragraph in command.help.split("\n\n")), names
+        for parameter in command.params:
+            words = plain(getattr(parameter, "help", None) or "")
+            assert any(words in row for row in rows), (names, words)
+            seen += bool(words)
+    assert seen > 100
+
+
+def leaves(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands that have none below them, with the words that lead there."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield names, command
+        return
+    for name, part in below.items():
+        yield from leaves(part, (*names, name))
+
+
+def plain(text: str) -> str:
+    """Without marks for code, and with one space between words."""
+    return " ".join(text.replace("`", "").split())

@@ -8,16 +8,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from fake_server import FakeServer
 from test_build import Author
 
 from rlver.cli.main import main
-
-if TYPE_CHECKING:
-    pass
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 

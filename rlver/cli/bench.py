@@ -97,7 +97,7 @@ def bench(
         int, typer.Option(min=1, help="Dialogues that a local model answers at once; results do not depend on it.")
     ] = 64,
     device: DeviceOption = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for logs and results; default: runs/bench/<time>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for logs and results; default: runs/bench/TIME.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the benchmark in --out; what failed is played again.")
     ] = False,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlver.judging.recorded import Judged, Recorded
 
 app = typer.Typer(
-    help="Calibrate, check and attack the embedded user's judgement.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Calibrate, check and attack the embedded user's judgement.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 
 TranscriptsOption = Annotated[

@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Train and test language models that talk with people in trouble: a simulated user's emotion is the reward.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 for command in (train, export, bench, leaderboard, chat, serve, profiles, judge, sage, demo):

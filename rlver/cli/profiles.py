@@ -25,7 +25,11 @@ SplitOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
-    group = typer.Typer(help="List, show, generate, build and validate the simulated users.", no_args_is_help=True)
+    group = typer.Typer(
+        help="List, show, generate, build and validate the simulated users.",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+    )
     group.command("list")(list_profiles)
     group.command("show")(show)
     group.command("generate")(generate)

@@ -74,7 +74,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting as key=value, for example --set lr=5e-4.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/train/<time>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/train/TIME.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
     ] = False,
