@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rlver.agents import EmbeddedAgent, UserType
 from rlver.agents.acts import NEED_ACTS, tag
-from rlver.agents.cues import short_name, takes_up
+from rlver.agents.facts import short_name, takes_up
 from rlver.agents.judge import STEPS, suits
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue, StopReason, is_farewell

@@ -7,7 +7,8 @@ import random
 
 from rlver.agents.acts import NEED_ACTS
 from rlver.agents.base import Opening, UserType
-from rlver.agents.cues import read_cues, taken_up
+from rlver.agents.cues import read_cues
+from rlver.agents.facts import taken_up
 from rlver.agents.judge import FIT, STATE, VERSION, judge, meets
 from rlver.agents.speech import Phrasing, Speech, line_key
 from rlver.agents.weights import Weights, default_weights
