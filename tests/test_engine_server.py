@@ -104,6 +104,7 @@ def test_after_an_update_the_logprobs_are_those_of_the_new_weights(
         who.model = Adapted(learner) if style == "vllm-lora" else learner
         rollout(who)
         before = texts(who.traces)
+        (tmp_path / "rlver-of-another-process-7").mkdir()
         for step in (1, 2, 3):
             learn(learner)
             update(who)

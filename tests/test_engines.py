@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -77,6 +78,16 @@ def test_an_opening_is_encoded_once_for_all_who_begin_with_it(
     assert fed[:3] == [system, sum(alone), len(heads)]
     check_logprobs(model, who.traces)
     assert len({tuple(trace.replies[0].ids) for trace in who.traces[-2:]}) == 2
+
+
+def test_a_copy_leads_talks_of_its_own(model: Any, tokenizer: Any) -> None:
+    who = policy(model, tokenizer)
+    rollout(who, Toy())
+    twin = copy.copy(who)
+    assert twin.engine is who.engine and not twin.traces and twin._talks is not who._talks
+    traces = who.traces
+    rollout(twin, Toy())
+    assert who.traces is traces and len(twin.traces) == len(traces)
 
 
 def test_slots_change_no_text_and_bound_the_cache(model: Any, tokenizer: Any, places: list[int]) -> None:

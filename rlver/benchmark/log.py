@@ -15,11 +15,11 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlver.core.data import digest
 from rlver.core.errors import RlverError
+from rlver.core.files import lock_folder
 from rlver.core.jsonl import read_objects
 from rlver.core.profile import Frozen, Language, Profile
 from rlver.core.transcript import Transcript
@@ -113,14 +113,7 @@ class RunLog:
         self.scored: dict[Key, str] = {}
         """What is there with a score: the hash of the profile by key. What failed is played again."""
         self._places: dict[Key, tuple[int, int]] = {}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path.parent / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RlverError(f"{path.parent}: another process is writing there.") from None
-        except OSError as error:
-            raise RlverError(f"{path.parent}: cannot be used as a folder ({error.strerror}).") from None
+        self._lock = lock_folder(path.parent)
         try:
             self._begin(resume)
         except BaseException:

@@ -76,7 +76,11 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/train/TIME.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out from its last checkpoint; other --steps change the rates to come.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what the run needs: memory by part, and the longest dialogue.")
@@ -106,7 +110,7 @@ def train(
     """
     from rlver.policies.folder import pick_device
     from rlver.train.config import load_config
-    from rlver.train.runs.files import stored_config
+    from rlver.train.runs.files import check_folder, stored_config
     from rlver.train.runs.outcome import read_outcome
     from rlver.train.runs.profiles import evaluation_profiles, profiles_of
     from rlver.train.runs.trackers import check_trackers
@@ -129,7 +133,7 @@ def train(
         "eval_every": eval_every,
         "trackers": track or None,
     }
-    if resume and config is None and (folder / "config.json").is_file():
+    if resume and config is None:
         given = {key: value for key, value in options.items() if value is not None}
         options = stored_config(folder) | given
     chosen = load_config(config, settings or [], options)
@@ -138,6 +142,7 @@ def train(
     evaluation_profiles(chosen)
     check_trackers(chosen.trackers)
     if not dry_run:
+        check_folder(folder, chosen, resume)
         pick_device(chosen.device, Path(chosen.policy))
     if dry_run:
         from rlver.cli.plan import show_plan
@@ -199,17 +204,19 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
     if base is None:
         base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)
     last: dict[str, float] = {}
-    done = 0
+    done = failed = 0
     shown = held_out = ""
 
     def show(step: int, metrics: dict[str, float]) -> None:
-        nonlocal done, shown, held_out
+        nonlocal done, failed, shown, held_out
         last.update(metrics)
         if score := score_of(metrics, config.user):
             held_out = f", held-out {score}"
         done = step
         kl = f", kl {metrics['kl']:.2f}" if "kl" in metrics else ""
-        shown = f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}{kl}{held_out}"
+        failed += round(metrics.get("failed", 0))
+        missing = f", {failed} left out" if failed else ""
+        shown = f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}{kl}{held_out}{missing}"
         bar.update(step, config.steps, shown)
 
     def note(text: str) -> None:
@@ -225,4 +232,11 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
     except Collapsed as stop:
         typer.echo(str(stop), err=True)
         raise typer.Exit(COLLAPSED) from None
+    finally:
+        if failed:
+            typer.echo(
+                f"{failed} dialogues were left out, for they or others of their groups failed; why: "
+                f"{folder / 'failures.jsonl'}",
+                err=True,
+            )
     return last

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, finfo, tanh, where
+from torch import Tensor, finfo, nn, tanh, where
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from rlver.core.errors import RlverError
 
 # On a GPU, cuDNN's attention is planned anew for every shape, and those of dialogues hardly ever come twice.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -55,6 +57,21 @@ def position_limit(config: PreTrainedConfig) -> int | None:
         if kind.get("rope_type") in ("dynamic", "longrope")
     ]
     return min(limits, default=None)
+
+
+def check_length(model: PreTrainedModel, tokens: int) -> None:
+    """Raises RlverError where so many tokens are more than the model has learned positions for."""
+    inputs = model.get_input_embeddings()
+    learned = [
+        module.num_embeddings - getattr(module, "offset", 0)
+        for name, module in model.get_decoder().named_modules()
+        if isinstance(module, nn.Embedding) and module is not inputs and ("position" in name or name.endswith("wpe"))
+    ]
+    if learned and tokens > min(learned):
+        raise RlverError(
+            f"{model.name_or_path or model.config.model_type}: a dialogue of {tokens} tokens is longer than the "
+            f"{min(learned)} positions that the model has learned; take shorter replies or fewer turns."
+        )
 
 
 def _as_taken(model: PreTrainedModel, seen: Tensor) -> Tensor:

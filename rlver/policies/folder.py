@@ -44,17 +44,40 @@ def load_model(
         options["dtype"] = dtype
     try:
         # Masks are given as tables of who sees whom; of the attention kernels, only PyTorch's own takes them.
-        model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, attn_implementation="sdpa", **options)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            base, local_files_only=True, attn_implementation="sdpa", output_loading_info=True, **options
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if base != folder:
             _attach(model, folder)
     except Exception as error:  # transformers raises many kinds; all mean that the folder is no usable model
         raise RlverError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}).") from error
+    if not getattr(model, "is_quantized", False):
+        _check_whole(model, loaded, base)
     if getattr(model.config, "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # PyTorch's own leaves the capping out
     if quantization is None:
         model.to(place)
     return model.eval(), tokenizer
+
+
+def _check_whole(model: PreTrainedModel, loaded: dict[str, Any], folder: Path) -> None:
+    """Check that the weights in a folder are those of the architecture: transformers makes up what is missing.
+
+    Weights of parts that this class does not have (what sees images, for example) are let pass.
+    """
+    parts = {name for name, _ in model.named_modules()} - {"", model.base_model_prefix}
+    strange = [key for key in loaded["unexpected_keys"] if any(key.startswith(f"{part}.") for part in parts)]
+    for what, keys in (
+        ("are missing", loaded["missing_keys"]),
+        ("are of another shape", [key[0] for key in loaded["mismatched_keys"]]),
+        ("have no place in it", strange),
+    ):
+        if keys:
+            raise RlverError(
+                f"{folder}: these are not the weights of the model that its config.json describes ({len(keys)} "
+                f"{what}, for example {min(keys)})."
+            )
 
 
 def has_adapters(model: PreTrainedModel) -> bool:

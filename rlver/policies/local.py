@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.dialogue import Dialogue
-from rlver.core.errors import CallFailed
+from rlver.core.errors import CallFailed, RlverError
 from rlver.core.profile import Language
 from rlver.policies.base import Replies
 from rlver.policies.chat import ChatFormat
@@ -18,6 +18,7 @@ from rlver.policies.engines.base import Engine, Sampling
 from rlver.policies.engines.local import LocalEngine
 from rlver.policies.exact import check_model
 from rlver.policies.prompts import prompt_hash, system_prompt
+from rlver.policies.template import name_of
 
 
 @dataclass
@@ -77,6 +78,12 @@ class LocalPolicy:
         cores: Cores | None = None,
     ) -> None:
         self.model = model
+        known = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > known:
+            raise RlverError(
+                f"{name_of(tokenizer)}: this tokenizer has {len(tokenizer)} entries, and the model knows {known}; "
+                "they do not belong together."
+            )
         self.chat = ChatFormat(tokenizer, system_prompt(language, think), think, end_tokens(model))
         if engine is None:
             check_model(model)
@@ -91,6 +98,12 @@ class LocalPolicy:
         self._dialogues: list[Dialogue] = []
         self._talks: dict[int, int] = {}
         """The engine's conversation of each dialogue that has one."""
+
+    def __copy__(self) -> LocalPolicy:
+        """One that leads dialogues of its own."""
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__ | {"traces": [], "_dialogues": [], "_talks": {}}
+        return twin
 
     @property
     def waits(self) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
@@ -28,9 +28,9 @@ class FolderNote(BaseModel):
     """Whether the policy writes `<think>...</think>` before each reply."""
     language: Language | None = None
     """The language that it was trained in; None means any."""
-    max_tokens: int = 256
+    max_tokens: int = Field(default=256, ge=1)
     """Most tokens of one reply in training."""
-    temperature: float = 1.0
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Of sampling in training."""
 
 
@@ -102,5 +102,8 @@ def read_note(folder: Path) -> FolderNote:
     try:
         return FolderNote.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        what = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            what = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise RlverError(f"{path}: cannot be read as the note of a policy folder ({what}).") from None

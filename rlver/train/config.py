@@ -33,7 +33,7 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
     if file is not None:
         try:
             loaded = yaml.safe_load(read_file(file))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
             raise RlverError(f"{file}: not valid YAML ({str(error).splitlines()[0]}).") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise RlverError(f"{file}: a config is a list of `key: value` lines.")
@@ -45,7 +45,7 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
             raise RlverError(f"--set {override!r}: write key=value, for example --set lr=5e-4.")
         try:
             values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise RlverError(f"--set {override!r}: {value!r} is no valid value.") from None
     if values.get("think") and "max_tokens" not in values:
         values["max_tokens"] = 80

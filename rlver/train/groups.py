@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from rlver.agents.base import SentientAgent, UserType
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import Preset
-from rlver.core.errors import RlverError
 from rlver.core.seeds import derive
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.rollout import play
@@ -40,8 +39,8 @@ def play_groups(
     slots: int | None,
     seed: int,
     place: tuple[int, ...],
-) -> list[Group]:
-    """Play `size` rollouts of each meeting, all in one batch.
+) -> tuple[list[Group], list[str]]:
+    """Play `size` rollouts of each meeting, all in one batch. Returns groups, and why dialogues failed.
 
     A dialogue that failed (its user or its sampler could not be reached or read) has no reward, and leaves nothing to
     compare the others of its group with: such groups are left out.
@@ -49,9 +48,6 @@ def play_groups(
     Args:
         slots: most dialogues at work at once.
         place: where in the run of `seed` we are.
-
-    Raises:
-        RlverError: not one group is left.
     """
     everyone = [meeting for meeting in meetings for _ in range(size)]
     dialogues = play(
@@ -68,10 +64,7 @@ def play_groups(
         for meeting, start in zip(meetings, range(0, len(everyone), size), strict=True)
     ]
     sound = [group for group in groups if not any(map(_failed, group.dialogues))]
-    if not sound:
-        failed = next(filter(_failed, dialogues))
-        raise RlverError(f"nothing of step {place[0] + 1} can be learned from: a dialogue failed ({failed.error}).")
-    return sound
+    return sound, [dialogue.error or "no reason is known" for dialogue in dialogues if _failed(dialogue)]
 
 
 def _failed(dialogue: Dialogue) -> bool:

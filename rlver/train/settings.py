@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -33,7 +33,7 @@ TrackerName = Literal["wandb", "trackio", "mlflow"]
 class Settings(BaseModel):
     """A section: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -202,7 +202,7 @@ class CurriculumSettings(Settings):
     """Least weight of a kind of user in `adaptive`, so that none is forgotten and each can be found learnable."""
     curriculum_memory: float = Field(0.7, ge=0, lt=1)
     """How much of a success rate is kept when a step brings a new one."""
-    schedule: dict[int, float] | None = None
+    schedule: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, le=1)]] | None = None
     """Step -> share of challenging users from then on, straight lines between: {0: 0, 10: 0.5}."""
 
 
@@ -248,3 +248,8 @@ class RunSettings(Settings):
     harder."""
     collapse_patience: int = Field(20, ge=1)
     """Steps in a row for which the reward must be that low."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_is_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value

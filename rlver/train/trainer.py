@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlver.agents.base import SentientAgent, UserType
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
+from rlver.core.errors import RlverError
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.policies.cores import Cores
@@ -119,6 +120,8 @@ class Trainer:
         self._longest = self.preset.replies * config.max_tokens
         self.traces: list[Trace] = []
         """The dialogues of the last step as token ids."""
+        self.failures: list[str] = []
+        """Why dialogues of the last step failed."""
 
     def step(self, step: int) -> tuple[dict[str, float], list[Dialogue]]:
         """Do step number `step` (from 0). Returns its metrics and the dialogues that it learned from."""
@@ -159,14 +162,16 @@ class Trainer:
         groups: list[Group] = []
         flat: list[Group] = []
         wanted, met, failed = config.batch // config.rollouts, 0, 0
+        self.failures = []
         self.rest()
         for refill in range(1 + (config.refills if config.zero_variance == "refill" else 0)):
             meetings = self.curriculum.draw(step, wanted - len(groups), refill)
             place = (step, refill) if refill else (step,)
-            played = play_groups(
+            played, failures = play_groups(
                 meetings, config.rollouts, self.policy, self.agents, self.preset, config.slots, config.seed, place
             )
             self.curriculum.observe([(group.meeting, group.dialogues) for group in played])
+            self.failures += failures
             met += len(meetings)
             failed += config.rollouts * (len(meetings) - len(played))
             alike = [group for group in played if not group.varies(config.credit)]
@@ -174,6 +179,9 @@ class Trainer:
             groups += [group for group in played if config.zero_variance == "keep" or group not in alike]
             if len(groups) == wanted:
                 break
+        if not groups and not flat:
+            raise RlverError(f"nothing of step {step + 1} can be learned from: a dialogue failed ({self.failures[0]}).")
+        # With those of their groups, which have nobody to be compared with any more.
         metrics = {"failed": float(failed)} if failed else {}
         if config.rollouts > 1:
             metrics["zero_variance_groups"] = len(flat) / met

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -168,7 +170,25 @@ def test_what_cannot_be_exported_is_told(
     assert "step-000002" in told(str(half), "--out", out)
     assert "no adapter" in told(str(trained), "--out", out, "--format", "adapter")
     assert "choose another --out" in told(str(trained), "--out", str(trained))
+    (tmp_path / "here").mkdir()
+    with contextlib.chdir(tmp_path / "here"):
+        assert "choose another --out" in told(str(trained), "--out", ".")
     assert "cannot be read" in told(str(trained), "--out", out, "--results", str(tmp_path)) and not Path(out).exists()
+
+
+def test_notes_of_any_kind_are_exported_or_told(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "noted"
+    shutil.copytree(base, folder)
+    for note, told in (({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens")):
+        (folder / "rlver.json").write_text(json.dumps(note), encoding="utf-8")
+        assert main(["export", str(folder), "--out", str(tmp_path / "out")]) == 1
+        assert told in capsys.readouterr().err
+    (folder / "rlver.json").write_text(json.dumps({"temperature": 0, "language": None}), encoding="utf-8")
+    assert main(["export", str(folder), "--out", str(tmp_path / "out")]) == 0
+    model, tokenizer = loaded(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs = tokenizer("I see.", return_tensors="pt")
+    once, again = (model.generate(**inputs, max_new_tokens=5) for _ in range(2))
+    assert torch.equal(once, again)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 import rlver.train.runs.run as run_module
 from rlver.cli.main import main
 from rlver.core.errors import RlverError
+from rlver.core.files import LOCK
 from rlver.core.profile import write_profiles
 from rlver.core.transcript import Transcript
 from rlver.stories.generate import generate
@@ -76,7 +77,7 @@ def test_a_run_writes_what_it_promises(base: Path, whole: dict[str, Path], algo:
     assert (note["think"], note["language"], note["max_tokens"], note["algo"]) == (False, "en", 6, algo)
     # Weights are in safetensors alone: no other file but text and TensorBoard's.
     for path in folder.rglob("*"):
-        if path.is_file() and path.suffix != ".safetensors" and path.parent.name != "tensorboard":
+        if path.is_file() and path.suffix != ".safetensors" and path.parent.name != "tensorboard" and path.name != LOCK:
             assert path.suffix in {".json", ".jsonl", ".jinja", ".txt"}
             path.read_text(encoding="utf-8")
 

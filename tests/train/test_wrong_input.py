@@ -17,7 +17,8 @@ from toys import (
 
 from rlver.cli.main import main
 from rlver.core.errors import RlverError
-from rlver.core.profile import write_profiles
+from rlver.core.files import held
+from rlver.core.profile import ChatIntention, write_profiles
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig, load_config
 from rlver.train.runs.run import run
@@ -45,6 +46,51 @@ def test_a_folder_holds_one_run(base: Path, half: Path) -> None:
     assert "config.json" in refused(config, base, half, resume=True)
 
 
+def test_a_folder_that_is_no_run_is_left_as_it_is(base: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    """A run would put its own base in the place of another, for example of all pretrained policies."""
+    shared = tmp_path / "runs"
+    shutil.copytree(base, shared / "base")
+    (shared / ".part-other").mkdir()
+    before = (shared / "base" / "model.safetensors").read_bytes()
+    sentence = refused(quick(base), base, shared)
+    assert str(shared) in sentence and "base" in sentence
+    assert str(shared) in fails("--policy", str(shared / "base"), "--out", str(shared))
+    assert (shared / "base" / "model.safetensors").read_bytes() == before and (shared / ".part-other").is_dir()
+    assert "no configuration of a run" in refused(quick(base), base, base)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "metrics.jsonl").write_text('{"loss": 1}\n', encoding="utf-8")
+    assert "metrics.jsonl" in refused(quick(base), base, tmp_path / "notes")
+    (tmp_path / "new").mkdir()
+    run(quick(base, steps=1), base, tmp_path / "new")
+
+
+def test_only_a_run_goes_on(base: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    typo = tmp_path / "typo"
+    assert "no run to go on with" in refused(quick(base), base, typo, resume=True)
+    assert str(typo) in fails("--out", str(typo), "--resume")
+    assert not typo.exists()
+
+
+def test_two_processes_do_not_write_one_run(base: Path, half: Path) -> None:
+    before = (half / "metrics.jsonl").read_bytes()
+    with held(half):
+        sentence = refused(quick(base, "ppo"), base, half, resume=True)
+    assert str(half) in sentence and "another process" in sentence
+    assert (half / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_profiles(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "profiles.jsonl"
+    write_profiles(file, generate("en", "train", 6, 1))
+    config = quick(base, profiles=str(file), steps=1)
+    run(config, base, tmp_path / "run")
+    write_profiles(file, generate("en", "train", 6, 2))
+    later = config.model_copy(update={"steps": 2})
+    assert str(file) in refused(later, base, tmp_path / "run", resume=True)
+    write_profiles(file, generate("en", "train", 6, 1))
+    run(later, base, tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     "name", ["policy/model.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json"]
 )
@@ -56,8 +102,9 @@ def test_a_damaged_checkpoint_is_told(base: Path, half: Path, name: str) -> None
     (checkpoint / name).unlink()
     sentence = refused(quick(base, "ppo"), base, half, resume=True)
     assert str(checkpoint) in sentence and "damaged" in sentence
-    (checkpoint / "state.json").write_text("{}", encoding="utf-8")
-    assert str(checkpoint) in refused(quick(base, "ppo"), base, half, resume=True)
+    for state in ("{}", '{"step": 2, "best": {}}'):
+        (checkpoint / "state.json").write_text(state, encoding="utf-8")
+        assert str(checkpoint) in refused(quick(base, "ppo"), base, half, resume=True)
 
 
 def test_a_checkpoint_of_another_model_is_told(words: Any, base: Path, half: Path, tmp_path: Path) -> None:
@@ -91,6 +138,12 @@ def test_unusable_policies_are_told(fails: Callable[..., str], base: Path, tmp_p
         (["batch=6", "group=4"], "batch (6) must be a multiple of group (4)"),
         (["group=1"], "at least 2"),
         (["preset=hard"], "sage, release, paper"),
+        (["lr=.inf"], "finite"),
+        (["device_memory_gb=.inf"], "finite"),
+        (["seed=2001-13-45"], "no valid value"),
+        (["curriculum=schedule", "schedule={0: .nan}"], "finite"),
+        (["curriculum=schedule", "schedule={0: 7}"], "less than or equal to 1"),
+        (["curriculum=schedule", "schedule={-3: 0.5}"], "greater than or equal to 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -119,6 +172,12 @@ def test_unusable_profiles_are_told(fails: Callable[..., str], base: Path, tmp_p
     assert str(chinese) in message and "--language" in message
     chinese.unlink()
     assert str(chinese) in fails("--policy", str(base), "--profiles", str(chinese))
+    chats = tmp_path / "chats.jsonl"
+    chat = generate("en", "train", 1)[0].model_copy(update={"intention": ChatIntention.WAIT})
+    write_profiles(chats, [chat])
+    assert "chit-chat" in fails("--policy", str(base), "--profiles", str(chats))
+    evaluation = ("--set", f"eval_profiles={chats}", "--set", "eval_n=1", "--eval-every", "1")
+    assert "chit-chat" in fails("--policy", str(base), *evaluation)
 
 
 def test_resuming_what_cannot_be_resumed_is_told(
@@ -136,6 +195,7 @@ def test_configs_are_read_in_order(tmp_path: Path) -> None:
     file.write_text("lr: 1e-3\nseed: 1\nbatch: 16\n", encoding="utf-8")
     config = load_config(file, ["seed=3", "kl = 0"], {"seed": 2, "batch": 24, "algo": None})
     assert (config.lr, config.seed, config.batch, config.kl, config.algo) == (1e-3, 3, 24, 0.0, "grpo")
+    assert load_config(None, ["trackers=mlflow"], {}).trackers == ("mlflow",)
     assert load_config(None, [], {"think": True}).max_tokens == 80
     assert load_config(None, ["max_tokens=9"], {"think": True}).max_tokens == 9
     assert load_config(None, ["batch=7"], {"algo": "ppo"}).rollouts == 1

@@ -201,7 +201,10 @@ class ServerEngine:
         self._updates += 1
         if self._style.adapter:
             self._model = name
-        shutil.rmtree(self._weights / self._name(self._updates - 2), ignore_errors=True)
+        kept = {self._name(self._updates), self._name(self._updates - 1)}
+        for other in self._weights.glob("rlver-*"):  # of a process before this one, too
+            if other.name not in kept:
+                shutil.rmtree(other, ignore_errors=True)
 
     async def close(self) -> None:
         """See `Engine.close`."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,9 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rlver.core.errors import RlverError
 from rlver.policies.cache import rounded
+from rlver.policies.decoder import check_length
 from rlver.policies.folder import ADAPTER
 from rlver.train.config import TrainConfig
 from rlver.train.models import adapters
@@ -128,11 +131,18 @@ def plan(config: TrainConfig, shape: PreTrainedConfig, longest: Longest, device:
         device: where the run will be, which need not be there.
 
     Raises:
-        RlverError: `lora` is set and `peft` is not installed, or no module has a name that is to be adapted.
+        RlverError: `lora` is set and `peft` is not installed, no module has a name that is to be adapted, or the
+            architecture is none that we know the memory of.
     """
     dtype = dtype_for(config, device)
     capacity = _capacity(config, device)
-    parts = _parts(config, shape, longest, dtype, device)
+    try:
+        parts = _parts(config, shape, longest, dtype, device)
+    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RlverError(
+            f"the memory of a model of architecture {shape.model_type} cannot be planned ({reason})."
+        ) from error
     advice: list[str] = []
     advised = _peak(parts)
     if capacity and advised > capacity:
@@ -149,6 +159,7 @@ def _parts(
     config: TrainConfig, shape: PreTrainedConfig, longest: Longest, dtype: torch.dtype, device: torch.device
 ) -> list[Part]:
     model = _on_meta(config, shape, dtype)
+    check_length(model, longest.sample)
     learned = learning(model)
     weights = _weight_bytes(config, model)
     adapter = _size(learned) if config.lora else 0
@@ -211,9 +222,9 @@ def _advice(
         {"offload_reference": True},
         {"micro_tokens": min(config.micro_tokens, longest.sample)},
         {"offload_optimizer": True},
-        {"lora": config.lora or 32},
-        {"lora": config.lora or 32, "quantize": "4bit"},
     ]
+    if config.lora or find_spec("peft"):  # adapters are counted with it
+        changes += [{"lora": config.lora or 32}, {"lora": config.lora or 32, "quantize": "4bit"}]
     sizes = (config.batch // n // config.rollouts * config.rollouts for n in (2, 4, 8, 16))
     changes += [{"batch": size} for size in sizes if size]
     best = _peak(_parts(config, shape, longest, dtype, device))

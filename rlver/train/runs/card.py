@@ -135,7 +135,7 @@ def model_card(subject: Subject, results: Results | None, *, adapter: bool, base
     config: Mapping[str, Any] = subject.run.get("config", {})
     algorithm = subject.note.get("algo")
     header: dict[str, Any] = {
-        "language": [subject.note.get("language", "en")],
+        "language": [subject.note.get("language") or "en"],
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["rlver", "dialogue", "empathy", "reinforcement-learning", *([algorithm] if algorithm else [])],
@@ -171,7 +171,7 @@ def _about(subject: Subject, base: str | None, adapter: bool) -> str:
 def _use(subject: Subject, base: str | None, adapter: bool) -> str:
     note, name = subject.note, subject.name
     think = bool(note.get("think"))
-    prompt = system_prompt(note.get("language", "en"), think)
+    prompt = system_prompt(note.get("language") or "en", think)
     thinking = (
         "\n\nIt thinks inside `<think></think>` before it speaks. Cut the thoughts out of its replies before you show "
         "them, and before you give them back as history: in training it never saw its earlier thoughts."
@@ -190,7 +190,7 @@ def _use(subject: Subject, base: str | None, adapter: bool) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("{name}")',
         "messages = [",
         f'    {{"role": "system", "content": {_quoted(prompt)}}},',
-        f'    {{"role": "user", "content": {_quoted(_HELLO[note.get("language", "en")])}}},',
+        f'    {{"role": "user", "content": {_quoted(_HELLO[note.get("language") or "en"])}}},',
         "]",
         'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
         "return_dict=True)",

@@ -62,11 +62,10 @@ def generation(
     stop = tokenizer.eos_token_id
     every = sorted({*ends, *([] if stop is None else [stop])})
     pad = tokenizer.pad_token_id
+    temperature = facts.get("temperature", 1.0)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
-        do_sample=True,
-        temperature=facts.get("temperature", 1.0),
-        top_k=0,
-        top_p=1.0,
+        **(sampling if temperature else {"do_sample": False}),
         max_new_tokens=facts.get("max_tokens", 256),
         eos_token_id=every[0] if len(every) == 1 else every,
         pad_token_id=stop if pad is None else pad,

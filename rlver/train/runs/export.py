@@ -42,7 +42,7 @@ def export(
         RlverError: there is no such policy, it cannot be loaded, `out` holds something, or the results are not of it.
     """
     source = find_source(path)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(Path.cwd())):
         raise RlverError(f"{out}: is there already; choose another --out.")
     adapter = (source.policy / ADAPTER_CONFIG).is_file()
     if kind == "adapter" and not adapter:

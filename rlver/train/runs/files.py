@@ -12,7 +12,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from rlver.core.data import digest
 from rlver.core.errors import RlverError
+from rlver.core.files import LOCK, held, read_file
 from rlver.train.config import TrainConfig
 
 _MAY_CHANGE = {
@@ -24,33 +26,63 @@ _MAY_CHANGE = {
 """Settings of what a run leaves behind, when it ends and where things lie in memory: not of what a step learns."""
 
 
-def claim(folder: Path, config: TrainConfig, resume: bool) -> None:
-    """Make the folder ours: a new one, or one that holds this very run.
+def check_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
+    """Check that the folder is free, or holds this very run if it is to be resumed.
 
     Raises:
-        RlverError: it holds a run that was not to be resumed, or one with other settings.
+        RlverError: it holds something else, a run that was not to be resumed, or one with other settings.
     """
-    if (folder / "config.json").is_file():
-        if not resume:
-            raise RlverError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out.")
-        defaults = json.loads(TrainConfig.model_validate({}).model_dump_json())
-        stored = defaults | stored_config(folder)  # a run of an earlier version lacks what came later
-        current = json.loads(config.model_dump_json())
-        changed = [
-            f"{key}: {stored.get(key)!r} -> {current[key]!r}"
-            for key in current
-            if stored.get(key) != current[key] and key not in _MAY_CHANGE
-        ]
-        if changed:
-            raise RlverError(f"{folder}: the run was started with another configuration ({'; '.join(changed)}).")
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in (*folder.glob(".part-*"), *folder.glob("*/.part-*")):  # what a kill left half-written
-        shutil.rmtree(part, ignore_errors=True)
+    if not resume and not (folder / "config.json").exists():
+        strangers = sorted(path.name for path in folder.iterdir() if not _ours(path)) if folder.is_dir() else []
+        if strangers:
+            raise RlverError(f"{folder}: holds no run, but {strangers[0]}; choose a new or an empty folder as --out.")
+        return
+    defaults = json.loads(TrainConfig.model_validate({}).model_dump_json())
+    stored = defaults | stored_config(folder)  # a run of an earlier version lacks what came later
+    if not resume:
+        raise RlverError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out.")
+    current = json.loads(config.model_dump_json())
+    changed = [
+        f"{key}: {stored.get(key)!r} -> {current[key]!r}"
+        for key in current
+        if stored.get(key) != current[key] and key not in _MAY_CHANGE
+    ]
+    mark = read_json(folder / "config.json").get("profiles_hash")
+    if mark is not None and mark != profiles_hash(config):
+        changed.append(f"{config.profiles} holds other profiles now")
+    if changed:
+        raise RlverError(f"{folder}: the run was started with another configuration ({'; '.join(changed)}).")
+
+
+@contextmanager
+def claimed(folder: Path, config: TrainConfig, resume: bool) -> Iterator[None]:
+    """Inside, the folder is ours: a new one, or one that holds this very run.
+
+    Raises:
+        RlverError: see `check_folder`; or another process is at work there.
+    """
+    check_folder(folder, config, resume)
+    with held(folder):
+        for part in (*folder.glob(".part-*"), *folder.glob("*/.part-*")):  # what a kill left half-written
+            shutil.rmtree(part, ignore_errors=True)
+        yield
+
+
+def _ours(path: Path) -> bool:
+    """Whether a run may have left this before it wrote its config."""
+    return path.name == LOCK or path.name.startswith(".part-")
+
+
+def profiles_hash(config: TrainConfig) -> str | None:
+    """Stands for the profiles that a run trains with; None if they are generated."""
+    return digest(read_file(Path(config.profiles))) if config.profiles else None
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
     """The configuration that a run was started with. Raises RlverError if it cannot be read."""
     file = folder / "config.json"
+    if not file.is_file():
+        raise RlverError(f"{folder}: holds no run to go on with ({file.name} is missing).")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,6 +99,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         RlverError: it cannot be written, for example on a full disk; what was there before is still there.
     """
+    target = target.resolve()  # "." has no name
     part = target.with_name(f".part-{target.name}")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -103,7 +136,7 @@ def cut(file: Path, steps: int) -> None:
         try:
             if json.loads(line)["step"] <= steps:
                 kept.append(line + b"\n")
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             break  # the end, or the one broken line, which is to be done again
     _replace(file, b"".join(kept))
 

@@ -17,27 +17,33 @@ def profiles_of(config: TrainConfig) -> list[Profile] | None:
     """The profiles of the file that the run trains on; None if they are generated.
 
     Raises:
-        RlverError: the file is broken, or its profiles are in another language.
+        RlverError: the file is broken, or its profiles are in another language or none that the user can play.
     """
-    return _read(config.profiles, config.language) if config.profiles else None
+    if not config.profiles:
+        return None
+    return _read(config.profiles, config.language, support=config.simulator == "embedded")
 
 
 def evaluation_profiles(config: TrainConfig) -> list[Profile]:
     """The `eval_n` profiles of an evaluation, from the file or of the validation stories.
 
     Raises:
-        RlverError: the file is broken, holds too few profiles, or some in another language.
+        RlverError: the file is broken, holds too few profiles, some in another language, or chit chats.
     """
     if config.eval_profiles is None:
         return generate(config.language, "validation", config.eval_n, EVALUATION_SEED)
-    profiles = _read(config.eval_profiles, config.language)
+    profiles = _read(config.eval_profiles, config.language, support=True)
     if len(profiles) < config.eval_n:
         raise RlverError(f"{config.eval_profiles}: holds {len(profiles)} profiles, fewer than eval_n={config.eval_n}.")
     return profiles[: config.eval_n]
 
 
-def _read(file: str, language: Language) -> list[Profile]:
+def _read(file: str, language: Language, support: bool) -> list[Profile]:
+    """Args: support: whether all must be talks that the embedded user can play."""
     profiles = read_profiles(Path(file))
+    if support:
+        for profile in profiles:
+            profile.need  # noqa: B018  # raises for others
     if any(profile.language != language for profile in profiles):
         raise RlverError(f"{file}: holds profiles that are not in {language!r}; set --language.")
     return profiles

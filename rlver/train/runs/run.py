@@ -4,6 +4,7 @@ config.json      the whole configuration, versions, the identities of the simula
 metrics.jsonl    one line a step, evaluations included; the same command gives the same lines
 timing.jsonl     seconds and tokens a second, which never are the same twice
 samples.jsonl    a few transcripts every `sample_every` steps
+failures.jsonl   why dialogues failed, a line a step in which some did
 tensorboard/     all of them, for TensorBoard
 base/            the policy that the run started from
 checkpoints/     the last `keep_last`
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -26,6 +28,7 @@ import torch
 
 from rlver.benchmark.report import transcript_text
 from rlver.core.dialogue import Dialogue
+from rlver.core.errors import RlverError
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
 from rlver.train.config import TrainConfig
@@ -33,7 +36,7 @@ from rlver.train.models.loading import load_for_training
 from rlver.train.runs.checkpoint import Checkpoints, save_policy
 from rlver.train.runs.collapse import Collapsed, CollapseWatch, Verdict
 from rlver.train.runs.evaluation import Best, Evaluator
-from rlver.train.runs.files import append, claim, cut, whole_folder, write_json
+from rlver.train.runs.files import append, claimed, cut, profiles_hash, whole_folder, write_json
 from rlver.train.runs.interrupt import Interrupted, stop_on_signal
 from rlver.train.runs.outcome import Outcome
 from rlver.train.runs.profiles import profiles_of
@@ -65,7 +68,9 @@ def run(
         Interrupted: Ctrl-C; the state was saved.
         Collapsed: the policy collapsed; the state was saved.
     """
-    return _Run(config, base, folder, resume, on_step or (lambda *_: None), on_note or (lambda _: None)).go()
+    check_trackers(config.trackers)
+    with claimed(folder, config, resume):
+        return _Run(config, base, folder, resume, on_step or (lambda *_: None), on_note or (lambda _: None)).go()
 
 
 class Stateful(Protocol):
@@ -92,10 +97,8 @@ class _Run:
     ) -> None:
         torch.manual_seed(derive(config.seed, "torch"))
         self.config, self.folder, self._on_step, self._on_note = config, folder, on_step, on_note
-        check_trackers(config.trackers)
         profiles = profiles_of(config)
         self.evaluator = Evaluator(config) if config.eval_every else None
-        claim(folder, config, resume)
         start_from = folder / "base"
         source = start_from if resume and start_from.is_dir() else base
         model, self.tokenizer = load_for_training(source, config)
@@ -105,12 +108,13 @@ class _Run:
         # Saved folders end a reply where it ends here: the template's closing token may be no end to the model.
         model.generation_config.eos_token_id = sorted(self.trainer.policy.chat.stops)
         self.facts = self._facts()
-        if source is base:
-            save_policy(start_from, model, self.tokenizer, self.facts | {"algo": None})
         versions = {"rlver": version()} | {name: installed(name) for name in ("torch", "transformers")}
         evaluation = {"evaluation": self.evaluator.facts} if self.evaluator else {}
         description = {"config": config.model_dump(), "versions": versions, **self.facts, **evaluation}
-        write_json(folder / "config.json", description)
+        # First of all: without it the folder is no run, and there is nothing to go on with.
+        write_json(folder / "config.json", description | {"profiles_hash": profiles_hash(config)})
+        if source is base:
+            save_policy(start_from, model, self.tokenizer, self.facts | {"algo": None})
 
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.watch = CollapseWatch(config, reward=config.curriculum == "none")
@@ -121,7 +125,7 @@ class _Run:
             "curriculum": self.trainer.curriculum,
         }
         self.done = self._restore() if resume else 0
-        for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl", "failures.jsonl"):
             cut(folder / name, self.done)
         self.trackers = Trackers(config.trackers, folder, description["config"], self.done)
 
@@ -165,6 +169,9 @@ class _Run:
             timing["evaluation_seconds"] = time.perf_counter() - began
         append(self.folder / "metrics.jsonl", {"step": number, **metrics})
         append(self.folder / "timing.jsonl", {"step": number, **timing})
+        if reasons := Counter(self.trainer.failures):
+            told = {"step": number, "dialogues": reasons.total(), "reasons": dict(reasons.most_common(5))}
+            append(self.folder / "failures.jsonl", told)
         self.trackers.log(number, metrics | timing)
         if self._due(number, self.config.sample_every):
             self._sample(number, dialogues)
@@ -206,8 +213,14 @@ class _Run:
         trainer = self.trainer
         state = self.checkpoints.load(latest, trainer.model, trainer.critic, trainer.optimizers)
         for name, thing in self.stateful.items():
-            if name in state:  # a run of an earlier version has none
-                thing.load_state_dict(state[name])
+            try:
+                if name in state:  # a run of an earlier version has none
+                    thing.load_state_dict(state[name])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise RlverError(
+                    f"{latest}: this checkpoint is damaged (state of {name}: {error}); delete it to go on from the one "
+                    "before."
+                ) from None
         return int(state["step"])
 
     def _fall_back(self, verdict: Verdict) -> str:

@@ -1,0 +1,62 @@
+"""Dialogues that fail: counted, shown, their reasons kept, and what is sound is learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import Toy, lines, make, quick
+
+from rlver.cli.main import main
+from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.errors import CallFailed, RlverError
+from rlver.train.runs.run import run
+
+
+class Moody(Toy):
+    """Cannot be reached in some of the talks, in the order in which they begin."""
+
+    def __init__(self, broken: set[int], **values: Any) -> None:
+        super().__init__(**values)
+        self.broken = broken
+        self.seeds: list[int] = []
+
+    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+        """Every group has a seed of its own."""
+        if seed not in self.seeds:
+            self.seeds.append(seed)
+        if self.seeds.index(seed) in self.broken:
+            raise CallFailed("status 400: refused")
+        return super().react(dialogue, seed)
+
+
+def test_failures_are_counted_and_their_reasons_kept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlver.train.runs.run.users_of", lambda config: {"vanilla": Moody({1, 2})})
+    run(quick(base, batch=6, steps=2, zero_variance="keep"), base, tmp_path / "run")
+    first, second = lines(tmp_path / "run")
+    assert first["failed"] == 4 and "failed" not in second
+    (told,) = lines(tmp_path / "run", "failures.jsonl")
+    assert told == {"step": 1, "dialogues": 4, "reasons": {"status 400: refused": 4}}
+
+
+def test_the_command_shows_what_was_left_out(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rlver.train.runs.run.users_of", lambda config: {"vanilla": Moody({0})})
+    few = ("--set", "batch=4", "--set", "group=2", "--set", "max_tokens=6", "--set", "zero_variance=keep")
+    assert main(["train", "--policy", str(base), "--steps", "2", *few, "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().err
+    assert "2 left out" in shown and str(tmp_path / "run" / "failures.jsonl") in shown
+
+
+def test_a_refill_that_fails_leaves_what_is_there(speakers: Any, words: Any) -> None:
+    """Nothing is learned from a step only if all of its dialogues were in vain."""
+    # Half of the groups are flat; those that would take their place fail.
+    trainer = make(speakers, words, Moody(set(range(2, 99))), group=4, zero_variance="refill")
+    groups, metrics = trainer._play(0)
+    assert groups and metrics.get("failed", 0) in (0, 4, 8) and all(group.dialogues for group in groups)
+    with pytest.raises(RlverError, match=r"nothing of step 1 can be learned from.*status 400"):
+        make(speakers, words, Moody(set(range(99)))).step(0)
