@@ -65,7 +65,7 @@ def train_and_bench(name: str, flags: Sequence[str], seed: int, steps: int, root
     folder, log = root / name, root / f"{name}.log"
     root.mkdir(parents=True, exist_ok=True)
     if not (folder / "policy" / "config.json").is_file():
-        resume = ["--resume"] if folder.exists() else []
+        resume = ["--resume"] if (folder / "config.json").is_file() else []
         rlver("train", *flags, "--seed", str(seed), "--steps", str(steps), "--out", str(folder), *resume, log=log)
     row: dict[str, Any] = {"seed": seed, "steps": steps}
     for tested in USERS:

@@ -40,12 +40,20 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
         device = torch.device("cuda")  # which need not be here
     else:
         device = pick_device(config.device, base_folder(Path(config.policy)) if config.policy != "tiny" else Path())
-    agent = EmbeddedAgent(config.language, config.user, "train")
-    found = plan(config, shape, longest(config, tokenizer, agent, profiles_of(config)), device)
+    agent, embedded = EmbeddedAgent(config.language, config.user, "train"), config.simulator == "embedded"
+    # A language model is not asked for this; the profiles of one may be none that the embedded user can play.
+    found = plan(config, shape, longest(config, tokenizer, agent, profiles_of(config) if embedded else None), device)
     if as_json:
         typer.echo(json.dumps(found.record(), indent=2))
-    else:
-        _print(config, found)
+        return
+    _print(config, found)
+    if not embedded:
+        typer.echo(
+            f"Caution: {config.simulator} may speak longer than the embedded user, whose utterances were counted."
+        )
+    made_for = getattr(shape.get_text_config(), "max_position_embeddings", None)
+    if made_for and found.longest.sample > made_for:
+        typer.echo(f"Caution: that is longer than the {made_for} positions that the model was made for.")
 
 
 def _print(config: TrainConfig, plan: MemoryPlan) -> None:

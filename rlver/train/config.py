@@ -38,6 +38,7 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
         if loaded is not None and not isinstance(loaded, dict):
             raise RlverError(f"{file}: a config is a list of `key: value` lines.")
         values |= loaded or {}
+    in_file = dict(values)
     values |= {key: value for key, value in options.items() if value is not None}
     for override in overrides:
         key, sign, value = override.partition("=")
@@ -59,7 +60,9 @@ def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = f" Known keys: {', '.join(TrainConfig.model_fields)}." if first["type"] == "extra_forbidden" else ""
-        raise RlverError(f"config: {key}: {first['msg']}.{known}") from None
+        name = first["loc"][0] if first["loc"] else ""
+        where = file if name in in_file and in_file[name] is values.get(name) else "config"
+        raise RlverError(f"{where}: {key}: {first['msg']}.{known}") from None
     get_preset(config.preset)
     if config.batch % config.rollouts:
         raise RlverError(f"config: batch ({config.batch}) must be a multiple of group ({config.group}).")

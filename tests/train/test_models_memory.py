@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlver.agents import EmbeddedAgent
 from rlver.cli.main import main
-from rlver.core.profile import write_profiles
+from rlver.core.profile import ChatIntention, write_profiles
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
 from rlver.train.models.live import LiveBytes
@@ -218,6 +218,11 @@ def test_a_dry_run_tells_and_writes_nothing(base: Path, tmp_path: Path, capsys: 
     assert record["longest"]["replies"] == 9 and record["longest"]["max_tokens"] == 40
     assert main([*arguments, "--set", "device_memory_gb=0.01", "--set", "dtype=float32"]) == 0
     assert "MORE than" in capsys.readouterr().out
+    write_profiles(profiles, [generate("en", "train", 1)[0].model_copy(update={"intention": ChatIntention.WAIT})])
+    assert main([*arguments, "--set", "simulator=openai:some-model"]) == 0
+    assert "may speak longer than the embedded user" in capsys.readouterr().out
+    assert main(["train", "--policy", str(tmp_path / "shape"), "--dry-run", "--set", "max_tokens=400"]) == 0
+    assert "longer than the 2048 positions" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert main(["train", "--policy", str(tmp_path), "--dry-run"]) == 1
     assert str(tmp_path) in capsys.readouterr().err

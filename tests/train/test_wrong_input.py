@@ -160,7 +160,7 @@ def test_a_broken_config_file_is_told(fails: Callable[..., str], base: Path, tmp
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
     message = fails("--policy", str(base), "--config", str(file))
-    assert "bad.yaml" in message or "config" in message
+    assert "bad.yaml" in message
     file.unlink()
     assert str(file) in fails("--policy", str(base), "--config", str(file))
 
