@@ -1,6 +1,6 @@
 """Whom to meet when: challenging users from the start, vanilla ones throughout, or a curriculum; several seeds each.
 
-    python benchmarks/curriculum.py --steps 24 --seeds 0 1 2 --jobs 2
+    python benchmarks/curriculum.py --steps 60 --seeds 0 1 2 --jobs 2
 
 The tiny policy, GRPO, English. Each run is benchmarked on the 100 held-out profiles with vanilla and with challenging
 users. A run that is done already is not done again. Writes benchmarks/results/curriculum.{json,md}.
@@ -22,7 +22,7 @@ WAYS = {
 
 def main() -> None:
     """Parse, run, write."""
-    chosen = arguments(__doc__, "curriculum", steps=24)
+    chosen = arguments(__doc__, "curriculum", steps=60)
     # Vanilla users for a third of the run, then more and more challenging ones, up to half.
     schedule = f"{{{chosen.steps // 3}: 0, {chosen.steps}: 0.5}}"
 

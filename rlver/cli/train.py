@@ -141,14 +141,13 @@ def train(
     profiles_of(chosen)
     evaluation_profiles(chosen)
     check_trackers(chosen.trackers)
-    if not dry_run:
-        check_folder(folder, chosen, resume)
-        pick_device(chosen.device, Path(chosen.policy))
     if dry_run:
         from rlver.cli.plan import show_plan
 
         show_plan(chosen, as_json)
         return
+    check_folder(folder, chosen, resume)
+    pick_device(chosen.device, Path(chosen.policy))
     metrics = train_with_progress(chosen, folder, resume)
     trained = folder / "policy"
     outcome = read_outcome(folder)
