@@ -45,7 +45,9 @@ class Rollout:
         }
 
 
-def trl_trainer(setting: Setting, rollout: Rollout, steps: int, folder: Path, between: Callable[[float, float], None]):  # type: ignore[no-untyped-def]
+def trl_trainer(
+    setting: Setting, rollout: Rollout, steps: int, folder: Path, between: Callable[[float, float], None]
+) -> Any:
     """A GRPOTrainer of the same work; `between` is called after each step with its wall and processor seconds."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback

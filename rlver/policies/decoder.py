@@ -59,18 +59,23 @@ def position_limit(config: PreTrainedConfig) -> int | None:
     return min(limits, default=None)
 
 
-def check_length(model: PreTrainedModel, tokens: int) -> None:
-    """Raises RlverError where so many tokens are more than the model has learned positions for."""
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many positions the model has embeddings of its own for; None if it needs none."""
     inputs = model.get_input_embeddings()
     learned = [
         module.num_embeddings - getattr(module, "offset", 0)
         for name, module in model.get_decoder().named_modules()
         if isinstance(module, nn.Embedding) and module is not inputs and ("position" in name or name.endswith("wpe"))
     ]
-    if learned and tokens > min(learned):
+    return min(learned, default=None)
+
+
+def check_length(model: PreTrainedModel, tokens: int, positions: int | None) -> None:
+    """Raises RlverError where so many tokens are more than the `learned_positions` of the model."""
+    if positions is not None and tokens > positions:
         raise RlverError(
             f"{model.name_or_path or model.config.model_type}: a dialogue of {tokens} tokens is longer than the "
-            f"{min(learned)} positions that the model has learned; take shorter replies or fewer turns."
+            f"{positions} positions that the model has learned; take shorter replies or fewer turns."
         )
 
 

@@ -12,7 +12,7 @@ from rlver.core.errors import RlverError
 from rlver.policies.attention import decoding
 from rlver.policies.cache import CachePass, Places, RaggedCache
 from rlver.policies.cores import Cores
-from rlver.policies.decoder import attention_mask, check_length, make_logits, position_limit
+from rlver.policies.decoder import attention_mask, check_length, learned_positions, make_logits, position_limit
 from rlver.policies.graphs import DecodeGraphs, rounded_rows
 
 _PART = 100_000
@@ -27,8 +27,7 @@ class Sampler:
         self.model = model
         self._cores = cores
         self._limit = position_limit(model.config)
-        self._checked = 0
-        """Tokens that the model is known to have positions for."""
+        self._positions = learned_positions(model)
         self._numbers = torch.arange(0, device=model.device)
         self.cache = RaggedCache()
         self.graphs = DecodeGraphs(self._one) if model.device.type == "cuda" else None
@@ -118,9 +117,7 @@ class Sampler:
         self, places: Places, rows: Tensor, ids: Tensor, positions: Tensor, written: Tensor, visible: int
     ) -> Tensor:
         """Hidden states (A, n, hidden) of new tokens (A, n)."""
-        if visible > self._checked:
-            check_length(self.model, visible)
-            self._checked = visible
+        check_length(self.model, visible, self._positions)
         if self._limit and visible > self._limit:
             raise RlverError(
                 f"{self.model.name_or_path}: a dialogue of {visible} tokens is longer than the {self._limit} that its "

@@ -54,9 +54,16 @@ def test_the_command_shows_what_was_left_out(
 
 def test_a_refill_that_fails_leaves_what_is_there(speakers: Any, words: Any) -> None:
     """Nothing is learned from a step only if all of its dialogues were in vain."""
-    # Half of the groups are flat; those that would take their place fail.
-    trainer = make(speakers, words, Moody(set(range(2, 99))), group=4, zero_variance="refill")
+
+    class Flat(Moody):
+        """The first group teaches nothing, the second does, and those that would take the first one's place fail."""
+
+        def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+            reaction = super().react(dialogue, seed)
+            return Reaction(change=10, utterance="Bye.") if self.seeds.index(seed) == 0 else reaction
+
+    trainer = make(speakers, words, Flat(set(range(2, 99))), group=4, zero_variance="refill", refills=2)
     groups, metrics = trainer._play(0)
-    assert groups and metrics.get("failed", 0) in (0, 4, 8) and all(group.dialogues for group in groups)
+    assert len(groups) == 1 and metrics["failed"] == 8 and trainer.failures == ["status 400: refused"] * 8
     with pytest.raises(RlverError, match=r"nothing of step 1 can be learned from.*status 400"):
         make(speakers, words, Moody(set(range(99)))).step(0)

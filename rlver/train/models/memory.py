@@ -41,7 +41,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlver.core.errors import RlverError
 from rlver.policies.cache import rounded
-from rlver.policies.decoder import check_length
+from rlver.policies.decoder import check_length, learned_positions
 from rlver.policies.folder import ADAPTER
 from rlver.train.config import TrainConfig
 from rlver.train.models import adapters
@@ -159,7 +159,7 @@ def _parts(
     config: TrainConfig, shape: PreTrainedConfig, longest: Longest, dtype: torch.dtype, device: torch.device
 ) -> list[Part]:
     model = _on_meta(config, shape, dtype)
-    check_length(model, longest.sample)
+    check_length(model, longest.sample, learned_positions(model))
     learned = learning(model)
     weights = _weight_bytes(config, model)
     adapter = _size(learned) if config.lora else 0

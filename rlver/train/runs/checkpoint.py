@@ -153,13 +153,16 @@ class Checkpoints:
             for name, optimizer in optimizers.items():
                 _restore_optimizer(optimizer, load_file(folder / f"{name}.safetensors"))
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise RlverError(
-                f"{folder}: this checkpoint is damaged ({error}); delete it to go on from the one before."
-            ) from None
+            raise damaged(folder, error) from None
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise RlverError(f"{folder}: this checkpoint belongs to another model ({reason}).") from None
         return state
+
+
+def damaged(checkpoint: Path, error: object) -> RlverError:
+    """What to say of a checkpoint that cannot be read as one."""
+    return RlverError(f"{checkpoint}: this checkpoint is damaged ({error}); delete it to go on from the one before.")
 
 
 def step_of(checkpoint: Path) -> int:

@@ -28,12 +28,11 @@ import torch
 
 from rlver.benchmark.report import transcript_text
 from rlver.core.dialogue import Dialogue
-from rlver.core.errors import RlverError
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
 from rlver.train.config import TrainConfig
 from rlver.train.models.loading import load_for_training
-from rlver.train.runs.checkpoint import Checkpoints, save_policy
+from rlver.train.runs.checkpoint import Checkpoints, damaged, save_policy
 from rlver.train.runs.collapse import Collapsed, CollapseWatch, Verdict
 from rlver.train.runs.evaluation import Best, Evaluator
 from rlver.train.runs.files import append, claimed, cut, profiles_hash, whole_folder, write_json
@@ -217,10 +216,7 @@ class _Run:
                 if name in state:  # a run of an earlier version has none
                     thing.load_state_dict(state[name])
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise RlverError(
-                    f"{latest}: this checkpoint is damaged (state of {name}: {error}); delete it to go on from the one "
-                    "before."
-                ) from None
+                raise damaged(latest, f"state of {name}: {error!r}") from None
         return int(state["step"])
 
     def _fall_back(self, verdict: Verdict) -> str:
