@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from rlver.agents import EmbeddedAgent
 from rlver.core.data import read_text, read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import PRESETS
 from rlver.core.garbage import seldom_collecting
 from rlver.core.profile import Language
-from rlver.judging.redteam import thing
 from rlver.stories.generate import generate
+from rlver.users import EmbeddedUser
+from rlver.users.calibration.redteam import thing
 
 DIALOGUES, REPLIES = 64, 9
 
@@ -35,7 +35,7 @@ def scripted(language: Language) -> Callable[[Dialogue, random.Random], str]:
 
 def fresh(language: Language) -> Callable[[Dialogue, random.Random], str]:
     """Replies of about thirty words in an order that nobody has used."""
-    text = read_text("rlver.agents", f"data/reference.{language}.txt")
+    text = read_text("rlver.users.embedded", f"data/reference.{language}.txt")
     words = text.split() if language == "en" else list(text.replace("\n", ""))
     joint = " " if language == "en" else ""
     return lambda dialogue, rng: joint.join([*rng.sample(words, 30), thing(dialogue)]) + "."
@@ -43,7 +43,7 @@ def fresh(language: Language) -> Callable[[Dialogue, random.Random], str]:
 
 def reactions_per_second(language: Language, say: Callable[[Dialogue, random.Random], str], seed: int) -> float:
     """Reactions per second of processor time; making the replies is not counted."""
-    rng, agent = random.Random(seed), EmbeddedAgent(language)
+    rng, agent = random.Random(seed), EmbeddedUser(language)
     # Nobody leaves, so that every dialogue has all its replies.
     preset = PRESETS["release"].model_copy(update={"clamp": 0.0})
     spent, count = 0.0, 0

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from rlver.benchmark.compare import compare
 from rlver.core.transcript import read_transcripts
+from rlver.evaluation.compare import compare
 from rlver.tiny.pretrain import PretrainConfig, pretrain
 
 # Few steps at high rates, most of them on whole talks: those are what the training goes on from.

@@ -26,14 +26,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rlver.agents.llm import LlmAgent
-from rlver.benchmark.log import LoggedDialogue, RunConfig, RunLog
-from rlver.benchmark.run import Pace, list_jobs, run_to_log
 from rlver.core.emotion import get_preset
 from rlver.core.errors import RlverError
+from rlver.evaluation.benchmark import Pace, list_jobs, run_to_log
+from rlver.evaluation.log import LoggedDialogue, RunConfig, RunLog
 from rlver.llm import LLM, Limits, parse_endpoint
 from rlver.policies.remote import RemotePolicy
 from rlver.stories import benchmark_profiles, generate
+from rlver.users.llm import LlmUser
 
 # Nobody leaves early, so that every dialogue is nine replies long.
 PATIENT = get_preset("sage").model_copy(update={"name": "patient", "fails_below": -1.0, "ends_at_success": False})
@@ -58,7 +58,7 @@ def measure(url: str, count: int, workers: int) -> dict[str, Any]:
     """Play `count` dialogues and say what it took."""
     llm = TimedLLM(parse_endpoint(f"openai:fake@{url}"), Limits(concurrency=workers))
     llm.chains = Counter()
-    policy, agent = RemotePolicy(llm, "en"), LlmAgent(llm, "en")
+    policy, agent = RemotePolicy(llm, "en"), LlmUser(llm, "en")
     profiles = benchmark_profiles("en") if count <= 100 else generate("en", "train", count)
     jobs = list_jobs(profiles[:count], 1, 0)
     memory: list[int] = []

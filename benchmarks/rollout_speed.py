@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from transformers import StaticCache
 
-from rlver.agents.base import Opening
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
-from rlver.policies.engines.base import Sampling
-from rlver.policies.engines.local import LocalEngine
+from rlver.inference.engines.base import Sampling
+from rlver.inference.engines.built_in import LocalEngine
 from rlver.policies.local import LocalPolicy
 from rlver.rollout import play, run, together
 from rlver.stories.generate import generate
 from rlver.tiny.model import build_model
 from rlver.tiny.tokenizer import train_tokenizer
+from rlver.users.base import Opening
 
 # Nobody leaves early, so that every dialogue is six replies long.
 PATIENT = get_preset("sage").model_copy(

@@ -14,7 +14,6 @@ from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
-from rlver.agents.base import SentientAgent
 from rlver.core.dialogue import Dialogue, StopReason
 from rlver.core.emotion import Preset
 from rlver.core.errors import CallFailed, Unreadable
@@ -22,6 +21,7 @@ from rlver.core.garbage import seldom_collecting
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.policies.base import Policy
+from rlver.users.base import User
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 def play(
     profiles: Sequence[Profile],
     policy: Policy,
-    agent: SentientAgent | Sequence[SentientAgent],
+    agent: User | Sequence[User],
     preset: Preset,
     *,
     seed: int,
@@ -72,7 +72,7 @@ def play(
 async def play_async(
     profiles: Sequence[Profile],
     policy: Policy,
-    agent: SentientAgent | Sequence[SentientAgent],
+    agent: User | Sequence[User],
     preset: Preset,
     *,
     seed: int = 0,
@@ -100,7 +100,7 @@ async def play_async(
 async def _play(
     dialogues: list[Dialogue],
     policy: Policy,
-    agents: Sequence[SentientAgent],
+    agents: Sequence[User],
     users: Sequence[int],
     policies: Sequence[int],
     on_end: Callable[[int], None] | None,
@@ -123,7 +123,7 @@ async def _play(
     await together([work() for _ in range(count)], waits(policy, *agents))
 
 
-async def _lead(index: int, dialogue: Dialogue, policy: Policy, agent: SentientAgent, user: int) -> None:
+async def _lead(index: int, dialogue: Dialogue, policy: Policy, agent: User, user: int) -> None:
     """One dialogue from its opening to its end."""
     try:
         opening = await _answer(partial(agent.open, dialogue.profile, user))
@@ -218,7 +218,7 @@ async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
                 await side.close()
 
 
-def waits(policy: Policy, *agents: SentientAgent) -> bool:
+def waits(policy: Policy, *agents: User) -> bool:
     """Whether one of them waits for somebody outside of this process, which takes an event loop."""
     outside = getattr(policy, "waits", iscoroutinefunction(policy.reply))
     return outside or any(iscoroutinefunction(ask) for agent in agents for ask in (agent.open, agent.react))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rlver.policies import attention
-from rlver.policies.cores import Cores
-from rlver.policies.sampler import Sampler
+from rlver.inference import attention
+from rlver.inference.cores import Cores
+from rlver.inference.sampler import Sampler
 
 
 @pytest.mark.parametrize(("heads", "shared"), [(6, 1), (6, 2), (6, 3), (6, 6)])

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
-from rlver.policies.chat import ChatFormat
-from rlver.policies.exact import check_trace
-from rlver.policies.folder import load_model
+from rlver.inference.chat_format import ChatFormat
+from rlver.inference.exactness import check_trace
+from rlver.inference.model_folder import load_model
 from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
 from rlver.stories.generate import generate

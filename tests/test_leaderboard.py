@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_benchmark import transcript
 
-from rlver.benchmark.compare import agreement, compare, mean_ranks, spearman
-from rlver.benchmark.leaderboard import rank_runs, read_runs
-from rlver.benchmark.statistics import summarise
 from rlver.cli.main import main
 from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
 from rlver.core.profile import Character, Intention, read_profiles
 from rlver.core.transcript import Transcript, read_transcripts
+from rlver.evaluation.compare import agreement, compare, mean_ranks, spearman
+from rlver.evaluation.leaderboard import rank_runs, read_runs
+from rlver.evaluation.statistics import summarise
 
 NAMES = ["claude3.7-think", "deepseek-v3-0324", "deepseek-v3-1227", "gemini2.0-flash", "gpt-4.1", "llama3.3-70b",
          "openai-o1", "qwen2.5-72b"]  # fmt: skip

@@ -16,13 +16,13 @@ from fake_server import ANSWERS, FAULTS, FakeServer, Model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlver.agents.llm import Speech, Verdict
 from rlver.core.errors import CallFailed, RlverError, Unreadable
 from rlver.llm import LLM, Endpoint, Limits, ask, parse_endpoint
-from rlver.llm.cache import Cache, request_key
+from rlver.llm.answer_cache import Cache, request_key
 from rlver.llm.endpoint import scrub
 from rlver.llm.parse import objects, points, read_object
 from rlver.llm.usage import Prices, Tokens, counting
+from rlver.users.llm import Speech, Verdict
 
 HELLO = [{"role": "user", "content": "Hello."}]
 FAST = Limits(attempts=3, timeout=0.5, patience=1.0, longest_wait=0.1)
@@ -274,7 +274,7 @@ def test_cache_is_shared_by_processes_and_keyed_by_the_whole_request(tmp_path: P
         assert server.calls["ok"] == 4
         assert usage[llm.endpoint.spec].calls == 5
     code = """if True:
-        import sys; from pathlib import Path; from rlver.llm.cache import Cache
+        import sys; from pathlib import Path; from rlver.llm.answer_cache import Cache
         cache = Cache(Path(sys.argv[1]))
         for i in range(200): cache.put(f"{sys.argv[2]}-{i}", {"text": "x" * 2000, "n": i}); cache.put("same", {"n": i})
     """

@@ -15,14 +15,14 @@ from torch import Tensor
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
-from rlver.policies.decoder import make_logits
-from rlver.policies.exact import check_model, check_trace
-from rlver.policies.folder import load_model
+from rlver.inference.decoder import make_logits
+from rlver.inference.exactness import check_model, check_trace
+from rlver.inference.model_folder import load_model
+from rlver.inference.sampler import Sampler
 from rlver.policies.local import LocalPolicy, Trace, end_tokens
-from rlver.policies.sampler import Sampler
 from rlver.serve.generate import Generator
 from rlver.stories.generate import generate
-from rlver.train.samples import collate, from_trace, hidden_states
+from rlver.train.batch import collate, from_trace, hidden_states
 
 SAID = ["My sister laughed.", "我昨天把钥匙弄丢了，心里很乱。", "Oh no! Why did she say it? It is 5 o'clock.", "Why?"]
 TURNS = 3
@@ -201,7 +201,7 @@ def test_a_mask_that_forgets_the_window_is_found(bodies: Any, name: str, monkeyp
     window = getattr(model.config, "sliding_window", None)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "rlver.policies.sampler.attention_mask",
+            "rlver.inference.sampler.attention_mask",
             lambda model, seen, *_: (
                 torch.where(seen, 0.0, -1e9)[:, None] if model.config._attn_implementation == "eager" else seen[:, None]
             ),
@@ -213,7 +213,7 @@ def test_a_mask_that_forgets_the_window_is_found(bodies: Any, name: str, monkeyp
             check_model(model)
     assert getattr(model.config, "sliding_window", None) == window and not model.training
     if getattr(model.config, "final_logit_softcapping", None):
-        monkeypatch.setattr("rlver.policies.sampler.make_logits", lambda model, hidden: model.lm_head(hidden))
+        monkeypatch.setattr("rlver.inference.sampler.make_logits", lambda model, hidden: model.lm_head(hidden))
         with pytest.raises(RlverError, match=r"gemma2\) sampled|off by"):
             check_model(model)
 

@@ -38,9 +38,11 @@ def test_nothing_is_missed(parts: list[str]) -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_lexicon_is_read_as_it_is_written(language: str) -> None:
-    groups = read_yaml("rlver.agents", f"data/lexicon.{language}.yaml")["acts"]
-    lines = read_text("rlver.agents", f"data/reference.{language}.txt").split("\n")[::7]
-    lines += [s for group in read_yaml("rlver.agents", "data/act_examples.yaml")[language].values() for s in group[:3]]
+    groups = read_yaml("rlver.users.embedded", f"data/lexicon.{language}.yaml")["acts"]
+    lines = read_text("rlver.users.embedded", f"data/reference.{language}.txt").split("\n")[::7]
+    lines += [
+        s for group in read_yaml("rlver.users.embedded", "data/act_examples.yaml")[language].values() for s in group[:3]
+    ]
     index = PatternIndex(groups, lines[:20])
     for line in lines:
         assert index.found_in(line) == naive(groups, line)

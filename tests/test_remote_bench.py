@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fake_server import FAULTS, FakeServer, Model
 
-from rlver.benchmark.log import LoggedDialogue, read_head, read_log
 from rlver.cli.main import main
 from rlver.core.profile import write_profiles
 from rlver.core.transcript import read_transcripts
+from rlver.evaluation.log import LoggedDialogue, read_head, read_log
 from rlver.stories import generate
 
 if TYPE_CHECKING:

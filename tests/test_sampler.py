@@ -16,14 +16,14 @@ from torch import Tensor
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
-from rlver.policies import cores as cores_module
-from rlver.policies import sampler as sampler_module
-from rlver.policies.chat import ChatFormat
-from rlver.policies.cores import Cores
-from rlver.policies.folder import load_model
+from rlver.inference import cores as cores_module
+from rlver.inference import sampler as sampler_module
+from rlver.inference.chat_format import ChatFormat
+from rlver.inference.cores import Cores
+from rlver.inference.model_folder import load_model
+from rlver.inference.sampler import Sampler, choose
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.policies.prompts import system_prompt
-from rlver.policies.sampler import Sampler, choose
 from rlver.stories.generate import generate
 from rlver.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlver.policies.local import Reply, Trace
-from rlver.train.samples import TRUNK, Sample, collate, from_trace, hidden_states, micro_batches
+from rlver.train.batch import TRUNK, Sample, collate, from_trace, hidden_states, micro_batches
 
 VOCABULARY = 250
 

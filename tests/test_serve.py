@@ -21,7 +21,6 @@ import openai
 import pytest
 from fake_server import FakeServer
 
-from rlver.agents import EmbeddedAgent
 from rlver.cli.main import main
 from rlver.core.dialogue import Dialogue, StopReason
 from rlver.core.emotion import get_preset
@@ -29,6 +28,7 @@ from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript
 from rlver.serve.pieces import Teller
 from rlver.stories import benchmark_profiles
+from rlver.users import EmbeddedUser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -102,7 +102,7 @@ def test_fifty_dialogues_by_a_client_that_remembers_nothing_but_the_talk(url: st
     profiles = {profile.id: profile for profile in benchmark_profiles("en")}
     for number, side in enumerate(sides):
         # The same talk, held without a server, ends in the same way.
-        agent = EmbeddedAgent("en", "vanilla", "heldout")
+        agent = EmbeddedUser("en", "vanilla", "heldout")
         dialogue = Dialogue(profiles[side["profile"]], get_preset("sage"))
         seed = derive(side["seed"], "user")
         dialogue.begin(*agent.open(dialogue.profile, seed))

@@ -135,7 +135,7 @@ def test_the_benchmark(language: Language) -> None:
 
 
 def test_held_out_phrasings_are_new(language: Language) -> None:
-    keys = list(phrasings(read_yaml("rlver.agents", f"data/speech.{language}.yaml")))
+    keys = list(phrasings(read_yaml("rlver.users.embedded", f"data/speech.{language}.yaml")))
     assert {f"/hints/{intention}" for intention in Intention} <= {key for key, _, _ in keys}
     training = {line for key, lines, _ in keys if not key.endswith("/unseen") for line in lines}
     for key, lines, heldout in keys:

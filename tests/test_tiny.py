@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlver import tiny
-from rlver.agents.acts import NEED_ACTS, tag
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Intention, Language
 from rlver.core.think import split
-from rlver.policies.chat import ChatFormat
-from rlver.policies.folder import load_model
+from rlver.inference.chat_format import ChatFormat
+from rlver.inference.model_folder import load_model
 from rlver.policies.prompts import system_prompt
 from rlver.stories.library import load_stories
 from rlver.tiny import model as model_module
@@ -41,6 +40,7 @@ from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon, orthogonalise
 from rlver.tiny.pretrain import PretrainConfig, pretrain
 from rlver.tiny.tokenizer import VOCABULARY, train_tokenizer
+from rlver.users.embedded.acts import NEED_ACTS, tag
 
 Corpus = list[tuple[Dialogue, list[Line]]]
 languages = pytest.mark.parametrize("language", ["en", "zh"])
@@ -91,7 +91,7 @@ def test_only_what_training_may_see_is_met(corpora: dict[str, Corpus], language:
     assert {dialogue.profile.story.id for dialogue, _ in corpus} <= training
     assert {dialogue.profile.intention for dialogue, _ in corpus} == set(Intention)
 
-    speech = read_yaml("rlver.agents", f"data/speech.{language}.yaml")
+    speech = read_yaml("rlver.users.embedded", f"data/speech.{language}.yaml")
     heldout, trained = set(spoken(speech, "heldout")), set(spoken(speech, "train"))
     assert len(heldout) > 100
 
@@ -334,7 +334,7 @@ def test_pretraining_is_the_same_on_any_number_of_cores(tmp_path: Path, monkeypa
     weights = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        monkeypatch.setattr("rlver.policies.cores._FOUND", threads)
+        monkeypatch.setattr("rlver.inference.cores._FOUND", threads)
         weights.append((pretrain(brief(), tmp_path / str(threads)) / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 

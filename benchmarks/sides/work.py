@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from rlver.agents.base import Opening
 from rlver.core.data import read_text
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import Preset
 from rlver.core.profile import Profile
-from rlver.policies.chat import ChatFormat
+from rlver.inference.chat_format import ChatFormat
 from rlver.policies.prompts import system_prompt
 from rlver.stories import load_stories
 from rlver.stories.generate import generate
 from rlver.tiny.tokenizer import train_tokenizer
+from rlver.users.base import Opening
 
 LINE = "I did not sleep at all last night, and nobody at work asked me why I looked so tired, which made it all worse."
 
@@ -100,7 +100,7 @@ def patient(setting: Setting) -> Preset:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer as the tiny policy has it, with its whole vocabulary of 3,072."""
     stories = [story.model_dump_json() for story in load_stories("en", "train")]
-    return train_tokenizer([LINE, read_text("rlver.agents", "data/reference.en.txt"), *stories])
+    return train_tokenizer([LINE, read_text("rlver.users.embedded", "data/reference.en.txt"), *stories])
 
 
 @cache

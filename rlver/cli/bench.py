@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlver.agents.speech import Phrasing
 from rlver.cli.connect import (
     AttemptsOption,
     CacheOption,
@@ -31,14 +30,15 @@ from rlver.cli.options import (
     load_profiles,
 )
 from rlver.core.errors import RlverError
+from rlver.users.embedded.speech import Phrasing
 
 if TYPE_CHECKING:
-    from rlver.agents.base import SentientAgent
-    from rlver.benchmark.log import RunConfig
-    from rlver.benchmark.results import BenchmarkResults, PolicyResult
-    from rlver.benchmark.run import Pace
     from rlver.core.profile import Language
+    from rlver.evaluation.benchmark import Pace
+    from rlver.evaluation.log import RunConfig
+    from rlver.evaluation.results import BenchmarkResults, PolicyResult
     from rlver.policies.base import Policy
+    from rlver.users.base import User
 
 _HUMAN = "human"
 JudgePanel = "How a language model as user judges"
@@ -150,17 +150,17 @@ def bench(
 
       rlver bench --policy openai:gpt-4.1 --user openai:deepseek-chat@https://api.deepseek.com --out runs/gpt --resume
     """
-    from rlver.agents.llm import JudgeOptions
-    from rlver.agents.resolve import resolve_user
-    from rlver.benchmark.fluency import FluencyCheck, replies_of
-    from rlver.benchmark.log import read_log
-    from rlver.benchmark.results import BenchmarkResults, Sampling, assess
     from rlver.cli.running import fill
     from rlver.core.data import digest
     from rlver.core.emotion import get_preset
+    from rlver.evaluation.fluency import FluencyCheck, replies_of
+    from rlver.evaluation.log import read_log
+    from rlver.evaluation.results import BenchmarkResults, Sampling, assess
     from rlver.llm import Limits
     from rlver.llm.usage import Prices, Usage, add
-    from rlver.policies.resolve import resolve_policy
+    from rlver.policies.load import resolve_policy
+    from rlver.users.llm import JudgeOptions
+    from rlver.users.load import resolve_user
     from rlver.version import version
 
     if resume and out is None:
@@ -239,8 +239,8 @@ def bench(
         typer.echo("\n".join(["Written:", *(f"  {result.transcripts}" for result in results), f"  {file}"]))
 
 
-def _config(who: Policy, agent: SentientAgent, preset: str, language: Language, seed: int) -> RunConfig:
-    from rlver.benchmark.log import RunConfig
+def _config(who: Policy, agent: User, preset: str, language: Language, seed: int) -> RunConfig:
+    from rlver.evaluation.log import RunConfig
 
     return RunConfig(
         policy=who.spec,
@@ -257,9 +257,9 @@ def _config(who: Policy, agent: SentientAgent, preset: str, language: Language, 
     )
 
 
-def _pace(who: Policy, agent: SentientAgent, batch: int, concurrency: int, deadline: float) -> Pace:
+def _pace(who: Policy, agent: User, batch: int, concurrency: int, deadline: float) -> Pace:
     """Batches for who answers at once; as many dialogues as calls where there is an endpoint to wait for."""
-    from rlver.benchmark.run import Pace
+    from rlver.evaluation.benchmark import Pace
     from rlver.policies.remote import RemotePolicy
     from rlver.policies.scripted import ScriptedPolicy
     from rlver.rollout import waits
@@ -276,7 +276,7 @@ def _pace(who: Policy, agent: SentientAgent, batch: int, concurrency: int, deadl
 def _show(found: BenchmarkResults, groups: bool, matrix: bool) -> None:
     from rich.console import Console
 
-    from rlver.benchmark.report import groups_table, intention_table, matrix_table, score_table
+    from rlver.evaluation.report import groups_table, intention_table, matrix_table, score_table
 
     console = Console()
     console.print(score_table(found.policies, f"{found.user}, preset {found.preset}, seed {found.seed}"))

@@ -52,10 +52,10 @@ def chat(
     """
     from rich.console import Console
 
-    from rlver.agents import EmbeddedAgent
     from rlver.core.emotion import get_preset
     from rlver.policies.human import QUIT, HumanPolicy
     from rlver.rollout import play
+    from rlver.users import EmbeddedUser
 
     rules = get_preset(preset)
     if seed is None:
@@ -75,7 +75,7 @@ def chat(
     )
     human = HumanPolicy(console)
     try:
-        play([who], human, EmbeddedAgent(language, user), rules, seed=seed)
+        play([who], human, EmbeddedUser(language, user), rules, seed=seed)
     except KeyboardInterrupt:
         console.print()
     _debrief(human.dialogues[0], console)
@@ -85,7 +85,7 @@ def _debrief(dialogue: Dialogue, console: Console) -> None:
     """Show what the talk looked like from inside."""
     from rich.text import Text
 
-    from rlver.benchmark.report import reasons_table
+    from rlver.evaluation.report import reasons_table
     from rlver.text.plain import plain
 
     last = dialogue.turns[-1].reaction if dialogue.turns else None

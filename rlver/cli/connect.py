@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rlver.llm import LLM, Limits, parse_endpoint
-from rlver.llm.cache import Cache
+from rlver.llm.answer_cache import Cache
 
 EndpointPanel = "Models behind endpoints (keys come from the environment only)"
 

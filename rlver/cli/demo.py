@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlver.agents.base import UserType
 from rlver.cli.options import DeviceOption, LanguageOption, SeedOption, UserOption
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
+from rlver.users.base import UserType
 
 if TYPE_CHECKING:
-    from rlver.agents.speech import Phrasing
-    from rlver.benchmark.results import PolicyResult
     from rlver.core.profile import Profile
     from rlver.core.transcript import Transcript
+    from rlver.evaluation.results import PolicyResult
+    from rlver.users.embedded.speech import Phrasing
 
 BASELINES = ("scripted:generic", "scripted:empathise", "scripted:praise", "scripted:hedge", "scripted:oracle")
 
@@ -55,11 +55,11 @@ def demo(
     """
     from rich.console import Console
 
-    from rlver.benchmark.plots import learning_curve
-    from rlver.benchmark.report import intention_table, matrix_table, score_table, transcript_text
     from rlver.cli.train import base_of, train_with_progress
     from rlver.core.emotion import get_preset
-    from rlver.policies.folder import base_folder, pick_device
+    from rlver.evaluation.plots import learning_curve
+    from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
+    from rlver.inference.model_folder import base_folder, pick_device
     from rlver.train.config import load_config
 
     began = time.monotonic()
@@ -157,15 +157,15 @@ def _benchmark(
     language: Language, user: UserType, preset: str, seed: int, n: int, device: str, out: Path
 ) -> tuple[list[PolicyResult], dict[str, list[Transcript]]]:
     """Benchmark base, trained and scripted policies; the base's own replies set the bar for fluency."""
-    from rlver.agents import EmbeddedAgent
-    from rlver.benchmark.fluency import FluencyCheck, replies_of
-    from rlver.benchmark.results import assess
-    from rlver.benchmark.run import run_benchmark
     from rlver.cli.progress import Steps
     from rlver.core.emotion import get_preset
     from rlver.core.transcript import write_transcripts
-    from rlver.policies.resolve import resolve_policy
+    from rlver.evaluation.benchmark import run_benchmark
+    from rlver.evaluation.fluency import FluencyCheck, replies_of
+    from rlver.evaluation.results import assess
+    from rlver.policies.load import resolve_policy
     from rlver.stories import benchmark_profiles, generate
+    from rlver.users import EmbeddedUser
 
     seen = generate(language, "train", n, seed)
     held_out = benchmark_profiles(language)[:n]
@@ -182,7 +182,7 @@ def _benchmark(
     with Steps("Benchmark") as bar:
         for number, (name, spec, profiles, phrasing) in enumerate(runs):
             policy = resolve_policy(spec, language, device=device)
-            agent = EmbeddedAgent(language, user, phrasing)
+            agent = EmbeddedUser(language, user, phrasing)
             found = run_benchmark(profiles, policy, agent, get_preset(preset), seed)
             path = out / "transcripts" / f"{name.replace(', ', '-').replace(' ', '-').replace(':', '-')}.jsonl"
             write_transcripts(path, found)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlver.agents.base import UserType
 from rlver.cli.options import JsonOption, LanguageOption, ProfilesOption, SeedOption, UserOption, load_profiles
 from rlver.core.errors import RlverError
+from rlver.users.base import UserType
 
 if TYPE_CHECKING:
-    from rlver.agents.weights import Weights
-    from rlver.judging.recorded import Judged, Recorded
+    from rlver.users.calibration.recorded import Judged, Recorded
+    from rlver.users.embedded.weights import Weights
 
 app = typer.Typer(
     help="Calibrate, check and attack the embedded user's judgement.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -62,7 +62,7 @@ def score(
 
       rlver judge score --transcripts a.jsonl --transcripts b.jsonl --weights mine.json --profiles-in ids.txt --json
     """
-    from rlver.judging import measures
+    from rlver.users.calibration import measures
 
     dialogues, rows = _replies(transcripts, profiles, profiles_in, user)
     found = measures.score(rows, dialogues, _weights(weights), seed)
@@ -84,7 +84,7 @@ def fit(
 
       rlver judge fit --transcripts recorded/ --language zh --out weights.json
     """
-    from rlver.judging.fit import fit as fit_weights
+    from rlver.users.calibration.fit import fit as fit_weights
 
     dialogues, rows = _replies(transcripts, profiles, profiles_in, "vanilla")
     other = next((d for d in dialogues if d.profile.language != language), None)
@@ -115,7 +115,7 @@ def explain(
 
       rlver judge explain --transcripts recorded/model.jsonl --dialogue 3 --turn 2
     """
-    from rlver.judging.explain import explain as explain_reply
+    from rlver.users.calibration.explain import explain as explain_reply
 
     found = explain_reply(_recorded(transcripts, profiles), dialogue, turn, user, _weights(weights))
     _print(found, as_json, _explain_lines)
@@ -138,7 +138,7 @@ def cross_validate(
       rlver judge cross-validate --transcripts recorded/
     """
     from rlver.cli.progress import Steps
-    from rlver.judging.cross import cross_validate as validate
+    from rlver.users.calibration.cross_validation import cross_validate as validate
 
     dialogues, rows = _replies(transcripts, profiles, profiles_in, "vanilla")
     with Steps("fits") as steps:
@@ -168,7 +168,7 @@ def profile_user(
 
       rlver judge profile-user --transcripts recorded/ --language zh
     """
-    from rlver.judging.users import profile_users
+    from rlver.users.calibration.acceptance import profile_users
 
     recorded = _recorded(transcripts, profiles) if transcripts else None
     _print(profile_users(language, recorded, seed), as_json, _user_lines)
@@ -191,7 +191,7 @@ def dynamics(
 
       rlver judge dynamics --language zh --transcripts recorded/
     """
-    from rlver.judging.dynamics import closed_loop
+    from rlver.users.calibration.dynamics import closed_loop
 
     recorded = _recorded(transcripts, profiles) if transcripts else None
     _print(closed_loop(language, user, recorded, seed), as_json, _dynamics_lines)
@@ -213,7 +213,7 @@ def redteam(
       rlver judge redteam --language zh
     """
     from rlver.cli.progress import Steps
-    from rlver.judging.redteam import run
+    from rlver.users.calibration.redteam import run
 
     chosen = load_profiles(language, profiles)[:n]
     with Steps("red team") as steps:
@@ -234,20 +234,20 @@ def tag_agreement(
 
       rlver judge tag-agreement strategies.jsonl
     """
-    from rlver.judging.tagging import agreement, read_labelled
+    from rlver.users.calibration.tagging import agreement, read_labelled
 
     _print(agreement(read_labelled(path)), as_json, _agreement_lines)
 
 
 def _weights(path: Path | None) -> Weights:
-    from rlver.agents.weights import default_weights, read_weights
+    from rlver.users.embedded.weights import default_weights, read_weights
 
     return read_weights(path) if path else default_weights()
 
 
 def _recorded(paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None = None) -> list[Recorded]:
     from rlver.core.profile import read_profiles
-    from rlver.judging.recorded import read_ids, read_recorded
+    from rlver.users.calibration.recorded import read_ids, read_recorded
 
     dialogues = read_recorded(paths, read_profiles(profiles) if profiles else ())
     if profiles_in is not None:
@@ -262,7 +262,7 @@ def _replies(
     paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None, user: UserType
 ) -> tuple[list[Recorded], list[Judged]]:
     from rlver.cli.progress import Steps
-    from rlver.judging.recorded import judged_replies
+    from rlver.users.calibration.recorded import judged_replies
 
     dialogues = _recorded(paths, profiles, profiles_in)
     with Steps("dialogues") as steps:
@@ -351,7 +351,7 @@ def _dynamics_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _redteam_lines(found: dict[str, Any]) -> list[str]:
-    from rlver.judging.redteam import limit
+    from rlver.users.calibration.redteam import limit
 
     lines = [f"{'':<30}{'vanilla':>9}{'challenging':>13}{'limit':>9}"]
     for name, part in (found["cheats"] | found["honest"]).items():

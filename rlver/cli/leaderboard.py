@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlver.agents.base import UserType
 from rlver.cli.connect import AttemptsOption, CacheOption, ConcurrencyOption, Connections, RateOption, TimeoutOption
 from rlver.cli.options import JsonOption, ProfilesOption, SeedOption
 from rlver.core.errors import RlverError
+from rlver.users.base import UserType
 
 if TYPE_CHECKING:
     from rlver.core.profile import Profile
@@ -42,7 +42,7 @@ def leaderboard(
 
       rlver leaderboard transcripts/*.jsonl --json
     """
-    from rlver.benchmark.leaderboard import rank_runs, undecided
+    from rlver.evaluation.leaderboard import rank_runs, undecided
 
     found = _read(runs)
     table = rank_runs(found, seed)
@@ -95,7 +95,7 @@ def compare(
 
       rlver compare runs/bench/before/1-policy.jsonl runs/bench/after/1-policy.jsonl
     """
-    from rlver.benchmark.compare import compare as pair
+    from rlver.evaluation.compare import compare as pair
 
     runs = [_one(path) for path in (first, second)]
     found = pair(runs[0], runs[1], seed)
@@ -130,7 +130,7 @@ def judges(
 
       rlver judges transcripts/deepseek-v3 transcripts/gpt-4o
     """
-    from rlver.benchmark.compare import agreement, profile_scores
+    from rlver.evaluation.compare import agreement, profile_scores
 
     sides = [_read([path]) for path in (first, second)]
     common = sorted(sides[0].keys() & sides[1].keys())
@@ -183,11 +183,11 @@ def rejudge(
 
       rlver rejudge runs/bench/a/1-policy.jsonl --user openai:deepseek-chat@https://api.deepseek.com --out drift.jsonl
     """
-    from rlver.agents.resolve import resolve_user
-    from rlver.benchmark.rejudge import drift
-    from rlver.benchmark.rejudge import rejudge as judge_again
     from rlver.core.jsonl import write_objects
+    from rlver.evaluation.rejudge import drift
+    from rlver.evaluation.rejudge import rejudge as judge_again
     from rlver.llm import Limits
+    from rlver.users.load import resolve_user
 
     transcripts = _one(run)[:n]
     limits = Limits(concurrency=concurrency, per_minute=per_minute, timeout=timeout, attempts=attempts)
@@ -211,7 +211,7 @@ def rejudge(
 
 
 def _read(paths: Sequence[Path]) -> dict[str, list[Transcript]]:
-    from rlver.benchmark.leaderboard import read_runs
+    from rlver.evaluation.leaderboard import read_runs
 
     files: list[Path] = []
     for path in paths:
@@ -248,8 +248,8 @@ def _profiles(run: Path, transcripts: Sequence[Transcript], path: Path | None) -
     """The profiles of these transcripts: from the given file, from an official transcript itself, or generated."""
     from rlver.cli.options import find_profile
     from rlver.core.jsonl import read_objects
-    from rlver.core.official_transcript import is_official_transcript, parse_official_transcript
     from rlver.core.profile import read_profiles
+    from rlver.formats.sage_transcripts import is_official_transcript, parse_official_transcript
 
     if path:
         return {profile.id: profile for profile in read_profiles(path)}

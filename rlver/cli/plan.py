@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from rlver.train.config import TrainConfig
-    from rlver.train.models.memory import MemoryPlan
+    from rlver.train.plan.memory import MemoryPlan
 
 _WHEN = {"always": "always", "sampling": "while sampling", "evaluation": "before updates", "update": "in updates"}
 
@@ -29,18 +29,18 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
     """
     import torch
 
-    from rlver.agents import EmbeddedAgent
-    from rlver.policies.folder import base_folder, pick_device
-    from rlver.train.models.longest import longest
-    from rlver.train.models.memory import plan
+    from rlver.inference.model_folder import base_folder, pick_device
+    from rlver.train.plan.longest_dialogue import longest
+    from rlver.train.plan.memory import plan
     from rlver.train.runs.profiles import profiles_of
+    from rlver.users import EmbeddedUser
 
     shape, tokenizer = _tiny(config) if config.policy == "tiny" else _read(Path(config.policy))
     if config.device_memory_gb is not None and config.device == "auto":
         device = torch.device("cuda")  # which need not be here
     else:
         device = pick_device(config.device, base_folder(Path(config.policy)) if config.policy != "tiny" else Path())
-    agent, embedded = EmbeddedAgent(config.language, config.user, "train"), config.simulator == "embedded"
+    agent, embedded = EmbeddedUser(config.language, config.user, "train"), config.simulator == "embedded"
     # A language model is not asked for this; the profiles of one may be none that the embedded user can play.
     found = plan(config, shape, longest(config, tokenizer, agent, profiles_of(config) if embedded else None), device)
     if as_json:
@@ -89,7 +89,7 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
 def _read(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     from transformers import AutoConfig, AutoTokenizer
 
-    from rlver.policies.folder import base_folder
+    from rlver.inference.model_folder import base_folder
 
     base = base_folder(folder)
     try:

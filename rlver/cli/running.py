@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlver.agents.base import SentientAgent
-from rlver.benchmark.log import LoggedDialogue, RunConfig, RunLog
-from rlver.benchmark.run import Pace, list_jobs, run_to_log
 from rlver.cli.progress import Steps
 from rlver.core.emotion import Preset
 from rlver.core.errors import RlverError
 from rlver.core.profile import Profile
+from rlver.evaluation.benchmark import Pace, list_jobs, run_to_log
+from rlver.evaluation.log import LoggedDialogue, RunConfig, RunLog
 from rlver.llm.usage import Prices, Usage, add
 from rlver.policies.base import Policy
+from rlver.users.base import User
 
 HUMAN = "human"
 
@@ -22,7 +22,7 @@ def fill(
     config: RunConfig,
     resume: bool,
     who: Policy,
-    agent: SentientAgent,
+    agent: User,
     rules: Preset,
     profiles: list[Profile],
     repeats: int,

@@ -37,14 +37,14 @@ def import_sage(
       rlver import-sage transcripts.jsonl --back --profiles profiles.jsonl --out official.jsonl
     """
     from rlver.core.jsonl import read_objects
-    from rlver.core.official import is_official, parse_official, unparse_official
-    from rlver.core.official_transcript import (
+    from rlver.core.profile import read_profiles, write_profiles
+    from rlver.core.transcript import read_transcripts, write_transcripts
+    from rlver.formats.sage_profiles import is_official, parse_official, unparse_official
+    from rlver.formats.sage_transcripts import (
         is_official_transcript,
         parse_official_transcript,
         unparse_official_transcript,
     )
-    from rlver.core.profile import read_profiles, write_profiles
-    from rlver.core.transcript import read_transcripts, write_transcripts
 
     where, first = next(read_objects(file), (str(file), None))
     if first is None:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from rlver.agents.speech import Phrasing
 from rlver.cli.connect import AttemptsOption, CacheOption, ConcurrencyOption, Connections, RateOption, TimeoutOption
 from rlver.cli.options import (
     DeviceOption,
@@ -21,6 +20,7 @@ from rlver.cli.options import (
     load_profiles,
 )
 from rlver.core.errors import RlverError
+from rlver.users.embedded.speech import Phrasing
 
 TOKEN = "RLVER_SERVE_TOKEN"
 
@@ -77,13 +77,13 @@ def serve(
     """
     import uvicorn
 
-    from rlver.agents.resolve import resolve_user
     from rlver.core.emotion import get_preset
     from rlver.llm import Limits
+    from rlver.policies.load import resolve_policy
     from rlver.policies.prompts import system_prompt
-    from rlver.policies.resolve import resolve_policy
     from rlver.serve.app import make_app
     from rlver.serve.sessions import Sessions
+    from rlver.users.load import resolve_user
 
     token = os.environ.get(TOKEN, "").strip()
     if not token and not _loopback(host):

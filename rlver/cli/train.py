@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlver.agents.base import UserType
 from rlver.cli.options import DEVICE_HELP, JsonOption
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
 from rlver.train.credit import Credit
 from rlver.train.settings import Algorithm
+from rlver.users.base import UserType
 
 COLLAPSED = 3
 """Exit code of a training that stopped because its policy had collapsed."""
@@ -108,11 +108,11 @@ def train(
 
       rlver train --out runs/mine --resume
     """
-    from rlver.policies.folder import pick_device
+    from rlver.inference.model_folder import pick_device
     from rlver.train.config import load_config
-    from rlver.train.runs.files import check_folder, stored_config
     from rlver.train.runs.outcome import read_outcome
     from rlver.train.runs.profiles import evaluation_profiles, profiles_of
+    from rlver.train.runs.run_folder import check_folder, stored_config
     from rlver.train.runs.trackers import check_trackers
 
     if resume and out is None:
@@ -196,9 +196,9 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
     """
     from rlver.cli.progress import Steps
     from rlver.train.runs.collapse import Collapsed
-    from rlver.train.runs.evaluation import score_of
     from rlver.train.runs.interrupt import Interrupted
-    from rlver.train.runs.run import run
+    from rlver.train.runs.training_run import run
+    from rlver.train.runs.validation import score_of
 
     if base is None:
         base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)

@@ -12,7 +12,7 @@ import yaml
 
 @cache
 def read_text(package: str, name: str) -> str:
-    """The text of a data file, e.g. `read_text("rlver.agents", "data/speech.en.yaml")`."""
+    """The text of a data file, e.g. `read_text("rlver.users.embedded", "data/speech.en.yaml")`."""
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 

@@ -157,7 +157,7 @@ def read_profiles(path: Path) -> list[Profile]:
 
 
 def _parse(record: dict[str, Any], where: str) -> Profile:
-    from rlver.core.official import is_official, parse_official  # official.py builds on this module
+    from rlver.formats.sage_profiles import is_official, parse_official  # official.py builds on this module
 
     if is_official(record):
         return parse_official(record, where)

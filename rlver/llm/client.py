@@ -12,8 +12,8 @@ from pydantic import Field
 
 from rlver.core.errors import CallFailed, RlverError
 from rlver.core.profile import Frozen
+from rlver.llm.answer_cache import Cache, request_key
 from rlver.llm.anyllm import AnyProvider, is_fatal, is_refusal
-from rlver.llm.cache import Cache, request_key
 from rlver.llm.endpoint import Endpoint, scrub
 from rlver.llm.faults import message_of, never_connected, retry_after, what
 from rlver.llm.usage import Tokens, count

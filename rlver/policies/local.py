@@ -11,14 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlver.core.dialogue import Dialogue
 from rlver.core.errors import CallFailed, RlverError
 from rlver.core.profile import Language
+from rlver.inference.chat_format import ChatFormat
+from rlver.inference.chat_template import name_of
+from rlver.inference.cores import Cores
+from rlver.inference.engines.base import Engine, Sampling
+from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.exactness import check_model
 from rlver.policies.base import Replies
-from rlver.policies.chat import ChatFormat
-from rlver.policies.cores import Cores
-from rlver.policies.engines.base import Engine, Sampling
-from rlver.policies.engines.local import LocalEngine
-from rlver.policies.exact import check_model
 from rlver.policies.prompts import prompt_hash, system_prompt
-from rlver.policies.template import name_of
 
 
 @dataclass

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from rlver.policies.chat import ChatFormat
+from rlver.inference.chat_format import ChatFormat
+from rlver.inference.sampler import Sampler, choose
 from rlver.policies.local import LocalPolicy
-from rlver.policies.sampler import Sampler, choose
 from rlver.serve.pieces import Piece, Teller
 
 

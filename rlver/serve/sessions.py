@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
-from rlver.agents.base import SentientAgent
 from rlver.core.dialogue import Dialogue, StopReason
 from rlver.core.emotion import Preset, band
 from rlver.core.errors import CallFailed, RlverError, Unreadable
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
+from rlver.users.base import User
 
 MOST_SESSIONS = 10_000
 """Kept at once; the one that was used least lately is forgotten first."""
@@ -68,7 +68,7 @@ class Session:
 class Sessions:
     """All conversations with one agent."""
 
-    def __init__(self, agent: SentientAgent, profiles: Sequence[Profile], preset: Preset, seed: int = 0) -> None:
+    def __init__(self, agent: User, profiles: Sequence[Profile], preset: Preset, seed: int = 0) -> None:
         self.agent, self.preset, self.seed = agent, preset, seed
         self._profiles = {profile.id: profile for profile in profiles}
         self._order = list(self._profiles)

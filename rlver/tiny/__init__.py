@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
-from rlver.agents import EmbeddedAgent
 from rlver.core.data import digest, read_text
 from rlver.core.profile import Language
 from rlver.policies.prompts import system_prompt
 from rlver.stories import load_stories
+from rlver.users import EmbeddedUser
+
+RECIPE = 1
+"""Version of the code that pretrains the tiny policy. Raise it when a change to that code changes the weights."""
 
 
 def base_policy(
@@ -25,26 +27,23 @@ def base_policy(
 ) -> Path:
     """The folder of the untrained tiny policy, pretrained now if it is not there yet.
 
-    Its name carries a hash of all that it is made from, so a folder of that name is that policy.
+    The folder's name carries a hash of the recipe's version, the settings and the training text. So a folder with
+    that name holds that policy.
 
     Args:
         on_step: called with (step, steps in all, loss) after each step.
     """
-    from rlver.policies import cores
-    from rlver.tiny import corpus, model, muon, pretrain, tokenizer
-    from rlver.train import parallel, prefix, samples
+    from rlver.tiny.pretrain import PretrainConfig, pretrain
 
-    config = pretrain.PretrainConfig(language=language, think=think, seed=seed)
-    made_by = (corpus, model, muon, pretrain, tokenizer, samples, prefix, cores, parallel)
-    sources = [inspect.getsource(module) for module in made_by]
+    config = PretrainConfig(language=language, think=think, seed=seed)
     data = [
-        EmbeddedAgent(language).identity,
+        EmbeddedUser(language).identity,
         system_prompt(language, think),
         read_text("rlver.tiny", f"data/replies.{language}.yaml"),
         read_text("rlver.stories", f"data/personas.{language}.yaml"),
         *(story.model_dump_json() for story in load_stories(language, "train")),
     ]
-    mark = digest(config.model_dump_json(), *sources, *data)
+    mark = digest(str(RECIPE), config.model_dump_json(), *data)
     folder = root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{mark}"
     root.mkdir(parents=True, exist_ok=True)
     # Runs that start side by side share one base: the first makes it, the others wait.
@@ -52,6 +51,6 @@ def base_policy(
         if not folder.is_dir():
             part = root / f".part-{folder.name}"
             shutil.rmtree(part, ignore_errors=True)
-            pretrain.pretrain(config, part, on_step)
+            pretrain(config, part, on_step)
             part.replace(folder)
     return folder

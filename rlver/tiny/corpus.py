@@ -11,8 +11,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rlver.agents.base import UserType
-from rlver.agents.embedded import EmbeddedAgent
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import PRESETS
@@ -21,6 +19,8 @@ from rlver.core.seeds import derive
 from rlver.core.think import CLOSE, OPEN
 from rlver.rollout import play
 from rlver.stories.generate import generate
+from rlver.users.base import UserType
+from rlver.users.embedded.user import EmbeddedUser
 
 GOOD_SHARE = 0.5
 """Share of replies that are good: about what leaves the untrained policy where Qwen2.5-7B-Instruct starts."""
@@ -135,7 +135,7 @@ def act_sentences(language: Language) -> dict[str, list[str]]:
 
 def hint_lines(language: Language) -> list[tuple[str, Intention]]:
     """Every training line by which users let their need show, and that need."""
-    hints = read_yaml("rlver.agents", f"data/speech.{language}.yaml")["hints"]
+    hints = read_yaml("rlver.users.embedded", f"data/speech.{language}.yaml")["hints"]
     return [(line, Intention(need)) for need, lines in hints.items() for line in lines["train"]]
 
 
@@ -144,7 +144,7 @@ def write_exchanges(language: Language, think: bool, count: int, seed: int) -> l
     profiles = generate(language, "train", count, derive(seed, "exchanges"))
     rng = random.Random(derive(seed, "exchanges", "things"))
     preset = PRESETS["sage"].model_copy(update={"replies": 1})
-    author, agent = CorpusAuthor(language, think, good_share=1.0), EmbeddedAgent(language)
+    author, agent = CorpusAuthor(language, think, good_share=1.0), EmbeddedUser(language)
     written = []
     for number, profile in enumerate(_swap_things(profile, profiles, rng) for profile in profiles):
         dialogue = Dialogue(profile, preset, think)
@@ -183,7 +183,7 @@ def write_corpus(
         rng = random.Random(derive(seed, "corpus", user))
         mine = [_swap_things(profile, profiles, rng) for profile in profiles[part * size : (part + 1) * size]]
         author = CorpusAuthor(language, think, good_share)
-        agent = EmbeddedAgent(language, user)
+        agent = EmbeddedUser(language, user)
         dialogues = play(mine, author, agent, preset, seed=derive(seed, user))
         corpus += list(zip(dialogues, author.written, strict=True))
     random.Random(derive(seed, "order")).shuffle(corpus)

@@ -16,16 +16,16 @@ from rlver.core.garbage import seldom_collecting
 from rlver.core.profile import Language
 from rlver.core.seeds import derive
 from rlver.core.think import CLOSE, OPEN
-from rlver.policies.chat import ChatFormat
-from rlver.policies.cores import Cores
+from rlver.inference.chat_format import ChatFormat
+from rlver.inference.cores import Cores
 from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
 from rlver.tiny.corpus import Line, Written, act_sentences, hint_lines, write_corpus, write_exchanges
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon
 from rlver.tiny.tokenizer import train_tokenizer
+from rlver.train.batch import Sample, collate, from_trace, hidden_states, micro_batches
 from rlver.train.parallel import Backward, learn
-from rlver.train.samples import Sample, collate, from_trace, hidden_states, micro_batches
 
 _MICRO_TOKENS = 1000
 """Most tokens of one pass: small enough that a step's passes keep two cores busy."""

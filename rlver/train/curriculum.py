@@ -10,12 +10,12 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from rlver.agents.base import UserType
 from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Intention, Profile
 from rlver.core.seeds import derive
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
+from rlver.users.base import UserType
 
 T = TypeVar("T")
 

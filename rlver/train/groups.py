@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlver.agents.base import SentientAgent, UserType
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import Preset
 from rlver.core.seeds import derive
@@ -13,6 +12,7 @@ from rlver.policies.local import LocalPolicy, Trace
 from rlver.rollout import play
 from rlver.train.credit import Credit, turn_rewards
 from rlver.train.curriculum import Meeting
+from rlver.users.base import User, UserType
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def play_groups(
     meetings: Sequence[Meeting],
     size: int,
     policy: LocalPolicy,
-    agents: Mapping[UserType, SentientAgent],
+    agents: Mapping[UserType, User],
     preset: Preset,
     slots: int | None,
     seed: int,

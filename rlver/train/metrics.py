@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from rlver.agents.judge import suits
 from rlver.core.dialogue import Dialogue, StopReason
 from rlver.policies.local import Reply
+from rlver.users.embedded.judge import suits
 
 
 def dialogue_metrics(dialogues: Sequence[Dialogue], replies: Sequence[Sequence[Reply]]) -> dict[str, float]:

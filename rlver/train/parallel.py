@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlver.policies.cores import Cores, Found, Part
+from rlver.inference.cores import Cores, Found, Part
 
 Backward = Callable[[Tensor], None]
 """Takes a loss () and adds its gradients up."""

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlver.agents.base import SentientAgent, UserType
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
 from rlver.core.errors import RlverError
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
-from rlver.policies.cores import Cores
-from rlver.policies.engines.resolve import LOCAL, resolve_engine
-from rlver.policies.exact import check_trace
+from rlver.inference.cores import Cores
+from rlver.inference.engines.load import LOCAL, resolve_engine
+from rlver.inference.exactness import check_trace
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.rollout import closing, run
 from rlver.train.advantages.estimate import estimate
+from rlver.train.batch import Batch, Sample, collate, from_trace, hidden_states, micro_batches
 from rlver.train.config import TrainConfig
 from rlver.train.credit import turn_rewards
 from rlver.train.curriculum import Curriculum
@@ -48,7 +48,7 @@ from rlver.train.models.logits import logprobs_and_entropies, token_logprobs
 from rlver.train.models.optimizer import make_optimizer
 from rlver.train.models.reference import Reference
 from rlver.train.parallel import Backward, learn
-from rlver.train.samples import Batch, Sample, collate, from_trace, hidden_states, micro_batches
+from rlver.users.base import User, UserType
 
 _MAX_DIVERGENCE = 10.0
 """Largest estimate of the divergence at one token, in nats; k3 grows with the ratio of the probabilities itself."""
@@ -82,7 +82,7 @@ class Trainer:
         config: TrainConfig,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        agents: SentientAgent | Mapping[UserType, SentientAgent],
+        agents: User | Mapping[UserType, User],
         profiles: Sequence[Profile] | None = None,
         weights: Path | None = None,
     ) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from rlver.cli.main import main
 from rlver.tiny.tokenizer import train_tokenizer
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ from toys import lines, quick
 from rlver.cli.main import main
 from rlver.train.config import TrainConfig
 from rlver.train.runs.collapse import Collapsed, CollapseWatch, Verdict
-from rlver.train.runs.evaluation import Evaluator
-from rlver.train.runs.files import read_json
 from rlver.train.runs.outcome import read_outcome
-from rlver.train.runs.run import run
+from rlver.train.runs.run_folder import read_json
+from rlver.train.runs.training_run import run
+from rlver.train.runs.validation import Evaluator
 from rlver.train.trainer import Trainer
 
 SOUND = {"entropy": 0.3, "kl": 0.2, "repeated_replies": 0.02, "bad_format": 0.1, "reward": 0.5, "loss": 0.0}

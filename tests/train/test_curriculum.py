@@ -17,7 +17,7 @@ from rlver.core.emotion import PRESETS
 from rlver.core.profile import Intention
 from rlver.stories.generate import generate
 from rlver.train.curriculum import Curriculum, even, share
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 from rlver.train.trainer import Trainer
 
 

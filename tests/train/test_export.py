@@ -17,12 +17,12 @@ import yaml
 from toys import fresh, lines, quick, save, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlver.benchmark.results import BenchmarkResults
 from rlver.cli.main import main
 from rlver.core.errors import RlverError
+from rlver.evaluation.results import BenchmarkResults
 from rlver.policies.prompts import system_prompt
 from rlver.train.runs.export import export
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 
 
 @pytest.fixture(scope="module")

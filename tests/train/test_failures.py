@@ -11,7 +11,7 @@ from toys import Toy, lines, make, quick
 from rlver.cli.main import main
 from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.errors import CallFailed, RlverError
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 
 
 class Moody(Toy):
@@ -34,7 +34,7 @@ class Moody(Toy):
 def test_failures_are_counted_and_their_reasons_kept(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlver.train.runs.run.users_of", lambda config: {"vanilla": Moody({1, 2})})
+    monkeypatch.setattr("rlver.train.runs.training_run.users_of", lambda config: {"vanilla": Moody({1, 2})})
     run(quick(base, batch=6, steps=2, zero_variance="keep"), base, tmp_path / "run")
     first, second = lines(tmp_path / "run")
     assert first["failed"] == 4 and "failed" not in second
@@ -45,7 +45,7 @@ def test_failures_are_counted_and_their_reasons_kept(
 def test_the_command_shows_what_was_left_out(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rlver.train.runs.run.users_of", lambda config: {"vanilla": Moody({0})})
+    monkeypatch.setattr("rlver.train.runs.training_run.users_of", lambda config: {"vanilla": Moody({0})})
     few = ("--set", "batch=4", "--set", "group=2", "--set", "max_tokens=6", "--set", "zero_variance=keep")
     assert main(["train", "--policy", str(base), "--steps", "2", *few, "--out", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().err

@@ -11,7 +11,7 @@ from toys import Toy, algos, configure, quick, save
 from transformers import GenerationConfig
 
 from rlver.core.errors import RlverError
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 from rlver.train.trainer import Trainer
 
 

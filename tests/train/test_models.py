@@ -12,16 +12,16 @@ import torch
 from toys import algos, fresh, gradient_of, lines, make, quick, save, weights_of
 
 from rlver.core.errors import RlverError
-from rlver.policies.folder import pick_device
+from rlver.inference.model_folder import pick_device
+from rlver.train.batch import Sample, collate, hidden_states, micro_batches
 from rlver.train.config import load_config
-from rlver.train.models.live import LiveBytes
 from rlver.train.models.loading import checkpoint_gradients, dtype_for, four_bit, load_for_training
 from rlver.train.models.logits import logprobs_and_entropies, piece_size, token_logprobs
 from rlver.train.models.optimizer import MasterAdamW, make_optimizer
 from rlver.train.models.reference import Reference
+from rlver.train.plan.live_bytes import LiveBytes
 from rlver.train.runs.checkpoint import _optimizer_tensors, _restore_optimizer
-from rlver.train.runs.run import run
-from rlver.train.samples import Sample, collate, hidden_states, micro_batches
+from rlver.train.runs.training_run import run
 from rlver.train.settings import ModelSettings
 
 

@@ -16,19 +16,19 @@ from transformers import AutoModelForCausalLM
 
 from rlver.core.errors import RlverError
 from rlver.core.profile import Profile
-from rlver.policies.folder import ADAPTER, load_model
+from rlver.inference.model_folder import ADAPTER, load_model
+from rlver.policies.load import resolve_policy
 from rlver.policies.local import LocalPolicy
-from rlver.policies.resolve import resolve_policy
 from rlver.rollout import play
 from rlver.stories.generate import generate
+from rlver.train.batch import collate, hidden_states
 from rlver.train.models.adapters import CRITIC, active, adapter_parameters, using
 from rlver.train.models.critic import AdapterCritic, make_critic
-from rlver.train.models.live import LiveBytes
 from rlver.train.models.loading import checkpoint_gradients, learning, load_for_training
 from rlver.train.models.logits import token_logprobs
 from rlver.train.models.reference import Reference
-from rlver.train.runs.run import run
-from rlver.train.samples import collate, hidden_states
+from rlver.train.plan.live_bytes import LiveBytes
+from rlver.train.runs.training_run import run
 from rlver.train.settings import ModelSettings
 
 pytest.importorskip("peft")
@@ -279,7 +279,7 @@ def test_a_lost_base_and_a_missing_package_are_told(
     assert str(lost) in fails("--policy", str(lost), "--set", "lora=4")
     file.write_text("{", encoding="utf-8")
     assert "adapter_config.json" in fails("--policy", str(lost))
-    monkeypatch.setattr("rlver.policies.folder.find_spec", lambda name: None)
+    monkeypatch.setattr("rlver.inference.model_folder.find_spec", lambda name: None)
     with pytest.raises(RlverError, match=r"needs peft: pip install 'rlver\[lora\]'"):
         load_model(lost)
     wide_run = fails("--policy", str(wide), "--set", "lora=4")

@@ -11,17 +11,17 @@ import torch
 from toys import Toy, quick, save
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rlver.agents import EmbeddedAgent
 from rlver.cli.main import main
 from rlver.core.profile import ChatIntention, write_profiles
 from rlver.stories.generate import generate
+from rlver.train.batch import from_trace
 from rlver.train.config import TrainConfig
-from rlver.train.models.live import LiveBytes
 from rlver.train.models.loading import load_for_training
-from rlver.train.models.longest import Longest, longest
-from rlver.train.models.memory import MemoryPlan, plan
-from rlver.train.samples import from_trace
+from rlver.train.plan.live_bytes import LiveBytes
+from rlver.train.plan.longest_dialogue import Longest, longest
+from rlver.train.plan.memory import MemoryPlan, plan
 from rlver.train.trainer import Trainer
+from rlver.users import EmbeddedUser
 
 LARGE = Qwen2Config(
     vocab_size=152_064,
@@ -130,7 +130,7 @@ def test_the_plan_is_what_a_run_takes(
         assert expected[name] == pytest.approx(taken, rel=0.1), name
 
     # Activations: the step's longest dialogue, forwards and backwards.
-    from rlver.train.samples import collate
+    from rlver.train.batch import collate
 
     batch = collate([max(samples, key=len)])
     model.train()
@@ -144,7 +144,7 @@ def test_the_plan_is_what_a_run_takes(
 def test_no_dialogue_is_longer_than_the_longest(base: Path, words: Any) -> None:
     """And none that takes all its tokens is much shorter."""
     config = quick(base, batch=16, max_tokens=10, temperature=3.0)
-    agent = EmbeddedAgent("en", "vanilla", "train")
+    agent = EmbeddedUser("en", "vanilla", "train")
     bound = longest(config, words, agent, None)
     model, _ = load_for_training(base, config)
     trainer = Trainer(config, model, words, agent)

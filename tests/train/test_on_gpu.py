@@ -9,13 +9,13 @@ import pytest
 import torch
 from toys import LINES, algos, fresh, lines, quick
 
-from rlver.policies.engines.base import Sampled, Sampling
-from rlver.policies.engines.local import LocalEngine
-from rlver.policies.graphs import DecodeGraphs
+from rlver.inference.cuda_graphs import DecodeGraphs
+from rlver.inference.engines.base import Sampled, Sampling
+from rlver.inference.engines.built_in import LocalEngine
 from rlver.rollout import run as drive
 from rlver.rollout import together
 from rlver.train.models.optimizer import MasterAdamW
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import Toy, configure, gradient_of, make, weights_of
 
-from rlver.policies.engines.local import LocalEngine
+from rlver.inference.engines.built_in import LocalEngine
 from rlver.train.config import load_config
 from rlver.train.trainer import Trainer
 

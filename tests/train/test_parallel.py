@@ -12,11 +12,11 @@ import torch
 from toys import quick, same
 from transformers import Qwen2ForCausalLM
 
-from rlver.policies.cores import Cores
+from rlver.inference.cores import Cores
 from rlver.train.models import adapters
 from rlver.train.models.loading import checkpoint_gradients
 from rlver.train.parallel import Backward, learn
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 from rlver.train.settings import ModelSettings
 
 
@@ -73,7 +73,7 @@ def test_passes_that_share_a_state_go_one_after_another(model: Qwen2ForCausalLM,
     checkpoint_gradients(checkpointed)
     for other in (dropping, adapted, checkpointed):
         assert not Cores(other, 2).side_by_side
-    monkeypatch.setattr("rlver.policies.cores._SMALL", 1000)
+    monkeypatch.setattr("rlver.inference.cores._SMALL", 1000)
     assert not Cores(model, 2).side_by_side and torch.get_num_threads() == 2
 
 

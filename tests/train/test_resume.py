@@ -17,15 +17,15 @@ from toys import fresh, lines, quick, same, save, weights_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import rlver.train.runs.checkpoint as checkpoint_module
-import rlver.train.runs.evaluation as evaluation_module
-import rlver.train.runs.files as files_module
-import rlver.train.runs.run as run_module
+import rlver.train.runs.run_folder as files_module
+import rlver.train.runs.training_run as run_module
+import rlver.train.runs.validation as evaluation_module
 from rlver.core.errors import RlverError
-from rlver.policies import cores
+from rlver.inference import cores
 from rlver.train.config import TrainConfig
 from rlver.train.runs.checkpoint import Checkpoints, load_weights
-from rlver.train.runs.files import cut
-from rlver.train.runs.run import run
+from rlver.train.runs.run_folder import cut
+from rlver.train.runs.training_run import run
 from rlver.train.trainer import Trainer
 
 

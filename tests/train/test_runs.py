@@ -26,7 +26,7 @@ from toys import (
 )
 from transformers import AutoModelForCausalLM
 
-import rlver.train.runs.run as run_module
+import rlver.train.runs.training_run as run_module
 from rlver.cli.main import main
 from rlver.core.errors import RlverError
 from rlver.core.files import LOCK
@@ -35,7 +35,7 @@ from rlver.core.transcript import Transcript
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
 from rlver.train.runs.interrupt import Interrupted
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 
 
 @algos

@@ -16,7 +16,7 @@ from rlver.cli.main import main
 from rlver.core.errors import RlverError
 from rlver.train.config import load_config
 from rlver.train.runs.outcome import read_outcome
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 
 NAMES = ("wandb", "trackio", "mlflow")
 

@@ -24,8 +24,8 @@ from toys import (
 import rlver.train.advantages.estimate as estimate_module
 from rlver.core.dialogue import StopReason
 from rlver.stories.generate import generate
+from rlver.train.batch import from_trace
 from rlver.train.credit import returns, turn_rewards
-from rlver.train.samples import from_trace
 from rlver.train.trainer import Trainer
 
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from rlver.cli.main import main
 from rlver.core.errors import RlverError
-from rlver.policies.folder import load_model
+from rlver.inference.model_folder import load_model
 
 Weights = dict[str, Any]
 
@@ -123,8 +123,8 @@ def test_an_architecture_that_cannot_be_planned_is_told(
 def test_a_plan_needs_no_peft_to_advise(
     base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlver.train.models.memory.find_spec", lambda name: None)
-    monkeypatch.setattr("rlver.policies.folder.find_spec", lambda name: None)
+    monkeypatch.setattr("rlver.train.plan.memory.find_spec", lambda name: None)
+    monkeypatch.setattr("rlver.inference.model_folder.find_spec", lambda name: None)
     few = ("--set", "batch=4", "--set", "device_memory_gb=0.001")
     assert main(["train", "--policy", str(base), *few, "--dry-run"]) == 0
     shown = capsys.readouterr().out

@@ -21,7 +21,7 @@ from rlver.core.files import held
 from rlver.core.profile import ChatIntention, write_profiles
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig, load_config
-from rlver.train.runs.run import run
+from rlver.train.runs.training_run import run
 
 
 def refused(config: TrainConfig, base: Path, folder: Path, resume: bool = False) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlver.core.errors import RlverError
-from rlver.policies.folder import ADAPTER, need_peft
+from rlver.inference.model_folder import ADAPTER, need_peft
 from rlver.train.settings import ModelSettings
 
 CRITIC, START = "critic", "start"

@@ -7,9 +7,9 @@ import copy
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlver.policies.folder import has_adapters
+from rlver.inference.model_folder import has_adapters
+from rlver.train.batch import Batch, hidden_states
 from rlver.train.models import adapters
-from rlver.train.samples import Batch, hidden_states
 
 
 class Critic(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
-from rlver.policies.folder import ADAPTER, base_folder, has_adapters, load_model, pick_device
+from rlver.inference.model_folder import ADAPTER, base_folder, has_adapters, load_model, pick_device
 from rlver.train.models import adapters
 from rlver.train.settings import ModelSettings
 

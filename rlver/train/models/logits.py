@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlver.policies.decoder import make_logits
+from rlver.inference.decoder import make_logits
 from rlver.train.losses.entropy import entropy
 
 _LOGITS = 2**26

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlver.policies.folder import has_adapters
+from rlver.inference.model_folder import has_adapters
+from rlver.train.batch import Batch, hidden_states
 from rlver.train.models import adapters
 from rlver.train.models.logits import token_logprobs
-from rlver.train.samples import Batch, hidden_states
 
 
 class Reference:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from rlver.benchmark.results import BenchmarkResults, PolicyResult
 from rlver.core.errors import RlverError
 from rlver.core.files import read_file
 from rlver.core.jsonl import read_objects
+from rlver.evaluation.results import BenchmarkResults, PolicyResult
 from rlver.policies.prompts import system_prompt
-from rlver.train.runs.evaluation import PREFIX
-from rlver.train.runs.files import read_json
+from rlver.train.runs.run_folder import read_json
+from rlver.train.runs.validation import PREFIX
 
 _SHOWN = (
     "algo", "credit", "user", "preset", "steps", "batch", "group", "epochs", "minibatches", "lr", "warmup",

@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
-from rlver.policies.folder import ADAPTER_WEIGHTS, has_adapters, load_adapter
+from rlver.inference.model_folder import ADAPTER_WEIGHTS, has_adapters, load_adapter
+from rlver.policies.load import FOLDER_FILE
 from rlver.policies.local import end_tokens
-from rlver.policies.resolve import FOLDER_FILE
 from rlver.train.models.critic import AdapterCritic, Critic
-from rlver.train.runs.files import remove, whole_folder
+from rlver.train.runs.run_folder import remove, whole_folder
 
 
 def save_policy(

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 from transformers import AutoTokenizer
 
 from rlver.core.errors import RlverError
-from rlver.policies.folder import ADAPTER_CONFIG, load_model
-from rlver.policies.resolve import FOLDER_FILE, read_note
+from rlver.inference.model_folder import ADAPTER_CONFIG, load_model
+from rlver.policies.load import FOLDER_FILE, read_note
 from rlver.train.runs.card import Results, Subject, model_card, own_results, read_results
 from rlver.train.runs.checkpoint import write_policy
-from rlver.train.runs.files import read_json, whole_folder
+from rlver.train.runs.run_folder import read_json, whole_folder
 
 Format = Literal["merged", "adapter"]
 

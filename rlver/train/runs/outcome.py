@@ -8,8 +8,8 @@ from pydantic import Field, ValidationError
 
 from rlver.core.errors import RlverError
 from rlver.core.profile import Frozen
-from rlver.train.runs.evaluation import Score
-from rlver.train.runs.files import read_json, write_json
+from rlver.train.runs.run_folder import read_json, write_json
+from rlver.train.runs.validation import Score
 
 _NAME = "outcome.json"
 

@@ -20,7 +20,7 @@ from time import time
 from typing import Any, Protocol
 
 from rlver.core.errors import RlverError
-from rlver.train.runs.files import read_json, write_json
+from rlver.train.runs.run_folder import read_json, write_json
 from rlver.train.settings import TrackerName
 
 _PROJECT = "rlver"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
-from rlver.agents.base import SentientAgent, UserType
-from rlver.agents.resolve import resolve_user
 from rlver.core.errors import RlverError
 from rlver.llm import LLM, parse_endpoint
 from rlver.llm.endpoint import is_endpoint
 from rlver.train.config import TrainConfig
+from rlver.users.base import User, UserType
+from rlver.users.load import resolve_user
 
 
-def users_of(config: TrainConfig) -> Mapping[UserType, SentientAgent]:
+def users_of(config: TrainConfig) -> Mapping[UserType, User]:
     """One user for each type that the run may meet; they phrase their hints as in training.
 
     Raises:

@@ -1,0 +1,35 @@
+"""Whether a sentence is one: the agent's sense of language."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+
+from rlver.core.data import read_text, read_yaml
+from rlver.core.profile import Language
+from rlver.stories.library import load_stories
+from rlver.text.ngram import NgramModel, quantile
+from rlver.text.words import words
+
+
+@cache
+def fluency(language: Language) -> tuple[NgramModel, float]:
+    """The agent's sense of what a sentence is, and the score that 97 % of sentences it has not seen reach."""
+    lines = [line for line in read_text("rlver.users.embedded", f"data/reference.{language}.txt").splitlines() if line]
+    examples = read_yaml("rlver.users.embedded", "data/act_examples.yaml")[language]
+    lines += [sentence for group in examples.values() for sentence in group]
+    lines += [fact.say.format(a="Kim", b="Lee") for story in load_stories(language, "train") for fact in story.facts]
+    unseen = []
+    for seen_half, unseen_half in ((lines[::2], lines[1::2]), (lines[1::2], lines[::2])):
+        model = NgramModel(seen_half, language, min_count=2)
+        unseen += [model.worst_window(line) for line in unseen_half]
+    # A model of all lines scores unseen ones a little higher than the half models do: the threshold is mild.
+    return NgramModel(lines, language), quantile(unseen, 0.03)
+
+
+@lru_cache(maxsize=20_000)
+def garbled_bits(sentence: str, language: Language) -> float:
+    """Bits by which a sentence falls under the threshold of fluency; headings and list marks are let pass."""
+    model, threshold = fluency(language)
+    if sum([word[0].isalpha() for word in words(sentence, language)]) < 3:
+        return 0.0
+    return max(0.0, threshold - model.worst_window(sentence))

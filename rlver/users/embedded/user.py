@@ -1,0 +1,123 @@
+"""The embedded sentient agent: a simulated user that runs anywhere, offline, and explains every point it gives."""
+
+from __future__ import annotations
+
+import json
+import random
+
+from rlver.core.data import digest, read_text
+from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.emotion import SUCCESS_AT, band
+from rlver.core.profile import Language, Profile
+from rlver.users.base import Opening, UserType
+from rlver.users.embedded.acts import NEED_ACTS
+from rlver.users.embedded.cues import read_cues
+from rlver.users.embedded.facts import taken_up
+from rlver.users.embedded.judge import FIT, STATE, VERSION, judge, meets
+from rlver.users.embedded.speech import Phrasing, Speech, line_key
+from rlver.users.embedded.weights import Weights, default_weights
+
+# How often a vanilla user lets the need show: most of the time while it is not met, less once it is.
+_HINT_UNMET, _HINT_MET = 0.8, 0.5
+
+
+class EmbeddedUser:
+    """A deterministic simulated user (`en`, `zh`; vanilla or challenging). See `User` for its methods."""
+
+    def __init__(
+        self,
+        language: Language,
+        user: UserType = "vanilla",
+        phrasing: Phrasing = "train",
+        weights: Weights | None = None,
+    ) -> None:
+        self.language = language
+        self.user = user
+        self.phrasing = phrasing
+        self.weights = weights or default_weights()
+
+    @property
+    def identity(self) -> str:
+        """For example `embedded/vanilla/en/heldout@4-3f2a90bc`: version and a hash of lines, lexicon and weights."""
+        texts = [
+            read_text("rlver.users.embedded", f"data/{name}.{self.language}.yaml") for name in ("speech", "lexicon")
+        ]
+        reference = read_text("rlver.users.embedded", f"data/reference.{self.language}.txt")
+        mark = digest(*texts, reference, json.dumps(FIT, sort_keys=True), self.weights.mark)
+        return f"embedded/{self.user}/{self.language}/{self.phrasing}@{VERSION}-{mark}"
+
+    def open(self, profile: Profile, seed: int) -> Opening:
+        """The first utterance: the profile's own if it has one, else a first line, the gist and perhaps a hint."""
+        if profile.opening:
+            return Opening(profile.opening, None, False)
+        speech = self._speech(profile, seed, 0, [])
+        hint = self.user == "vanilla" and speech.chance(_HINT_UNMET)
+        utterance = speech.join(
+            speech.line("openings"),
+            profile.story.facts[0].say,
+            speech.line("hints", profile.need) if hint else "",
+        )
+        return Opening(utterance, 0, hint)
+
+    def hint(self, profile: Profile, seed: int) -> str:
+        """A line in which this user lets the need show."""
+        return self._speech(profile, seed, 0, []).line("hints", profile.need)
+
+    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+        """Judge the last reply, feel, and answer."""
+        profile = dialogue.profile
+        cues = read_cues(dialogue)
+        change, reasons = judge(cues, dialogue, self.user, self.weights)
+        acts = tuple(act for act in cues.acts if act in NEED_ACTS)
+        met = any(meets(act, profile.need) for act in acts)
+        silent = ("rounding", "guarded", *STATE)  # what the reply has no part in
+        main = next((r.cue for r in reasons if r.points * change > 0 and r.cue not in silent), "partial")
+        key = line_key("fit" if main in acts and met and change > 0 else main, change)
+        said = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
+        speech = self._speech(profile, seed, len(dialogue.turns), said)
+        thought = speech.thought(key)
+        told = dialogue.told
+        handle = self._handle(dialogue, told)
+        after = dialogue.preset.apply(dialogue.score, change)
+
+        leaving = None
+        if after >= SUCCESS_AT and dialogue.preset.ends_at_success:
+            leaving = "delighted"
+        elif after < dialogue.preset.fails_below:
+            leaving = "fed_up"
+        if leaving:
+            utterance = speech.join(speech.line("answers", key, h=handle), speech.line("farewells", leaving))
+            return Reaction(change=change, reasons=tuple(reasons), thought=thought, utterance=utterance, acts=acts)
+
+        fact = next((i for i in range(len(profile.story.facts)) if i not in told), None)
+        hint = self.user == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
+        if hint:
+            closing = speech.line("hints", profile.need)
+        elif self.user == "challenging" and speech.chance(0.5):
+            persona = profile.persona
+            closing = speech.line(
+                "details",
+                occupation=persona.occupation,
+                hobby=speech.pick(persona.hobbies),
+                trait=speech.pick(persona.traits),
+            )
+        else:
+            closing = speech.mood(band(after))
+        utterance = speech.join(
+            speech.marked(speech.line("answers", key, h=handle), profile.persona.style),
+            profile.story.facts[fact].say if fact is not None else "",
+            closing,
+        )
+        return Reaction(
+            change=change, reasons=tuple(reasons), thought=thought, utterance=utterance, fact=fact, hint=hint, acts=acts
+        )
+
+    def _handle(self, dialogue: Dialogue, told: set[int]) -> str:
+        """The thing that the last reply took up of what was told, so that the user can say so."""
+        reply = dialogue.turns[-1].reply
+        facts = dialogue.profile.story.facts
+        taken = taken_up([reply], facts, self.language)[0] & told
+        return facts[max(taken)].handle if taken else ""
+
+    def _speech(self, profile: Profile, seed: int, turn: int, said: list[str]) -> Speech:
+        return Speech(self.language, self.phrasing, random.Random(f"{seed}:{profile.id}:{turn}"), said)
