@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+from rlver.core.garbage import seldom_collecting
+
 from rlver.core.data import read_text, read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import PRESETS
-from rlver.core.garbage import seldom_collecting
 from rlver.core.profile import Language
 from rlver.stories.generate import generate
-from rlver.users import EmbeddedUser
 from rlver.users.calibration.redteam import thing
+from rlver.users.embedded.user import EmbeddedUser
 
 DIALOGUES, REPLIES = 64, 9
 

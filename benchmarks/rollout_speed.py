@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from transformers import StaticCache
 
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
@@ -36,7 +36,6 @@ from rlver.rollout import play, run, together
 from rlver.stories.generate import generate
 from rlver.tiny.model import build_model
 from rlver.tiny.tokenizer import train_tokenizer
-from rlver.users.base import Opening
 
 # Nobody leaves early, so that every dialogue is six replies long.
 PATIENT = get_preset("sage").model_copy(

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.policies.local import LocalPolicy, Trace
 from rlver.stories.generate import generate
-from rlver.users.base import Opening
 
 PATIENT = get_preset("sage").model_copy(
     update={"name": "patient", "fails_below": -1.0, "ends_at_success": False, "replies": 5}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_toys import PATIENT, Toy, check_logprobs, policy, profiles, texts
 
-from rlver.core.dialogue import Dialogue, Reaction, StopReason
+from rlver.core.dialogue import Dialogue, Opening, Reaction, StopReason
 from rlver.core.errors import CallFailed, Unreadable
 from rlver.core.profile import Profile
 from rlver.inference.engines.base import Sampling
@@ -21,7 +21,6 @@ from rlver.inference.kv_cache import RaggedCache
 from rlver.inference.sampler import Sampler
 from rlver.policies.local import LocalPolicy
 from rlver.rollout import play, play_async, run, together
-from rlver.users.base import Opening
 
 COUNT = 9
 SEEDS = list(range(COUNT))

@@ -18,13 +18,13 @@ from rlver.core.transcript import record, write_transcripts
 from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play
 from rlver.stories.generate import benchmark_profiles, generate
-from rlver.users import EmbeddedUser
 from rlver.users.calibration import redteam
 from rlver.users.calibration.cross_validation import cross_validate
 from rlver.users.calibration.fit import Design, fit
 from rlver.users.calibration.measures import model_measures, predict, spearman
 from rlver.users.calibration.recorded import Judged, Recorded, judged_replies, read_ids, read_recorded
 from rlver.users.embedded.judge import STATE, STEPS
+from rlver.users.embedded.user import EmbeddedUser
 from rlver.users.embedded.weights import Shape, Weights, default_weights, read_weights
 
 PRESET = PRESETS["sage"].model_copy(update={"fails_below": -1.0})

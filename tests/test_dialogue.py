@@ -107,7 +107,7 @@ def test_where_the_emotion_ends_the_talk(
     name: str, changes: list[float], stop: StopReason | None, score: float
 ) -> None:
     dialogue = run(begin(name), *changes)
-    assert (dialogue.stop, dialogue.score) == (stop, score)
+    assert (dialogue.stop, dialogue.emotion) == (stop, score)
     assert dialogue.turns[-1].score == score
 
 
@@ -163,7 +163,7 @@ def test_farewells(utterance: str) -> None:
     assert is_farewell(utterance)
     dialogue = begin()
     step(dialogue, 5, utterance)
-    assert dialogue.stop is StopReason.FAREWELL and dialogue.score == 45
+    assert dialogue.stop is StopReason.FAREWELL and dialogue.emotion == 45
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_near_misses_are_no_farewells(utterance: str) -> None:
 @given(name=presets, changes=st.lists(st.integers(-40, 40), min_size=1, max_size=12))
 def test_reward_success_and_failure_follow_the_final_score(name: str, changes: list[int]) -> None:
     dialogue = run(begin(name), *changes)
-    score = max(0.0, dialogue.score)
+    score = max(0.0, dialogue.emotion)
     assert dialogue.reward == pytest.approx(score / 100) and 0 <= dialogue.reward <= 1
     assert dialogue.success == (score >= 100) and dialogue.failure == (score < 10)
     assert len(dialogue.turns) <= TABLE[name][4]

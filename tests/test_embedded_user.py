@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue, StopReason, is_farewell
 from rlver.core.emotion import PRESETS
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Fact, Intention, Language, Profile
 from rlver.rollout import play
 from rlver.stories.generate import generate
-from rlver.users import EmbeddedUser, UserType
 from rlver.users.embedded.acts import NEED_ACTS, tag
 from rlver.users.embedded.facts import short_name, takes_up
 from rlver.users.embedded.judge import STEPS, suits
+from rlver.users.embedded.user import EmbeddedUser
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 USERS: tuple[UserType, ...] = get_args(UserType)
@@ -195,7 +196,7 @@ def test_the_seed_decides(language: Language, user: UserType) -> None:
 
 def test_every_process_gives_the_same_dialogue() -> None:
     code = """
-from rlver.users import EmbeddedUser
+from rlver.users.embedded.user import EmbeddedUser
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import PRESETS
 from rlver.stories.generate import generate
@@ -354,7 +355,7 @@ def test_nobody_waits_for_ever(language: Language, user: UserType) -> None:
     dialogue = opened(profile, agent)
     waits = []
     for act in ("empathise",) * 5 + ("listen", "empathise", "empathise"):
-        dialogue.score = 50.0  # so that nobody leaves
+        dialogue.emotion = 50.0  # so that nobody leaves
         text = next(x for x in lines(language)[act] if [a for a in tag(x, language).acts if a in NEED_ACTS] == [act])
         assert dialogue.reply(text.format(h=handle(dialogue) or profile.story.facts[0].handle))
         reaction = agent.react(dialogue, 1)

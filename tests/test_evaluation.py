@@ -22,12 +22,12 @@ from rlver.evaluation.plots import learning_curve
 from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
 from rlver.evaluation.results import assess
 from rlver.evaluation.statistics import bootstrap, summarise
-from rlver.policies.load import resolve_policy
+from rlver.policies.load import load_policy
 from rlver.policies.local import LocalPolicy
 from rlver.policies.scripted import SCRIPTED_NAMES, ScriptedPolicy
 from rlver.stories import benchmark_profiles
 from rlver.text.words import words
-from rlver.users import EmbeddedUser
+from rlver.users.embedded.user import EmbeddedUser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -230,15 +230,15 @@ def test_a_model_folder_resolves_and_does_not_depend_on_the_batch(
     tokenizer.save_pretrained(tmp_path)
     note = {"think": True, "language": "en", "temperature": 0.7, "steps": 3}
     (tmp_path / "rlver.json").write_text(json.dumps(note), encoding="utf-8")
-    noted = resolve_policy(str(tmp_path), "en")
+    noted = load_policy(str(tmp_path), "en")
     assert isinstance(noted, LocalPolicy) and noted.think and noted.temperature == 0.7
-    greedy = resolve_policy(str(tmp_path), "en", temperature=0)
+    greedy = load_policy(str(tmp_path), "en", temperature=0)
     assert isinstance(greedy, LocalPolicy) and greedy.temperature == 0
     with pytest.raises(RlverError, match="'en'"):
-        resolve_policy(str(tmp_path), "zh")
+        load_policy(str(tmp_path), "zh")
     runs = []
     for batch in (6, 2):
-        policy = resolve_policy(f"hf:{tmp_path}", "en", think=False, max_tokens=8, temperature=1.0)
+        policy = load_policy(f"hf:{tmp_path}", "en", think=False, max_tokens=8, temperature=1.0)
         profiles = benchmark_profiles("en")[:6]
         runs.append(run_benchmark(profiles, policy, EmbeddedUser("en"), get_preset("sage"), 0, batch=batch))
     assert runs[0] == runs[1]

@@ -20,7 +20,7 @@ from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play, play_async
 from rlver.stories import benchmark_profiles
 from rlver.users.llm import JudgeOptions, LlmUser
-from rlver.users.load import resolve_user
+from rlver.users.load import load_user
 from rlver.users.prompts import fill, pieces, quote, quote_talk
 
 ATTACKS: dict[Language, list[str]] = yaml.safe_load((Path(__file__).parent / "attacks.yaml").read_text("utf-8"))
@@ -224,15 +224,13 @@ def test_user_specs() -> None:
     def connect(spec: str) -> LLM:
         return LLM(Endpoint(spec, "http://127.0.0.1:1/v1"))
 
-    assert resolve_user("challenging", "en", connect=connect).identity.startswith("embedded/challenging/en/heldout")
-    assert resolve_user("embedded", "zh", user="challenging", connect=connect).identity.startswith(
-        "embedded/challenging"
-    )
-    assert "judged by" in resolve_user("openai:m", "en", connect=connect, judges=["openai:j"]).identity
+    assert load_user("challenging", "en", connect=connect).identity.startswith("embedded/challenging/en/heldout")
+    assert load_user("embedded", "zh", user="challenging", connect=connect).identity.startswith("embedded/challenging")
+    assert "judged by" in load_user("openai:m", "en", connect=connect, judges=["openai:j"]).identity
     with pytest.raises(RlverError, match="judges by itself"):
-        resolve_user("embedded", "en", connect=connect, judges=["openai:j"])
+        load_user("embedded", "en", connect=connect, judges=["openai:j"])
     with pytest.raises(RlverError, match="unknown"):
-        resolve_user("nobody", "en", connect=connect)
+        load_user("nobody", "en", connect=connect)
 
 
 def test_wrong_language_and_repetition_are_asked_for_again() -> None:

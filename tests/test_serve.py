@@ -28,7 +28,7 @@ from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript
 from rlver.serve.pieces import Teller
 from rlver.stories import benchmark_profiles
-from rlver.users import EmbeddedUser
+from rlver.users.embedded.user import EmbeddedUser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -111,7 +111,7 @@ def test_fifty_dialogues_by_a_client_that_remembers_nothing_but_the_talk(url: st
             dialogue.reply(REPLIES[(number + turn) % len(REPLIES)] + " " * turn)
             dialogue.react(agent.react(dialogue, seed))
             turn += 1
-        assert (side["stop"], side["emotion"], side["turn"]) == (dialogue.stop, dialogue.score, turn)
+        assert (side["stop"], side["emotion"], side["turn"]) == (dialogue.stop, dialogue.emotion, turn)
         assert side["reward"] == dialogue.reward
 
 

@@ -14,7 +14,7 @@ from token_server import TokenServer
 from rlver.core.dialogue import Dialogue, StopReason
 from rlver.core.errors import RlverError
 from rlver.inference.engines.built_in import LocalEngine
-from rlver.inference.engines.load import resolve_engine
+from rlver.inference.engines.load import load_engine
 from rlver.inference.engines.server import ServerEngine
 from rlver.llm import Limits
 from rlver.policies.local import LocalPolicy
@@ -26,7 +26,7 @@ SEEDS = list(range(COUNT))
 
 
 def serving(model: Any, tokenizer: Any, server: TokenServer, style: str, weights: Path | None = None) -> LocalPolicy:
-    engine = resolve_engine(f"{style}@{server.url}", model, weights=weights, limits=LIMITS)
+    engine = load_engine(f"{style}@{server.url}", model, weights=weights, limits=LIMITS)
     return policy(model, tokenizer, engine=engine, max_tokens=8)
 
 
@@ -76,7 +76,7 @@ def test_traces_are_those_of_the_servers_model(model: Any, tokenizer: Any, style
 
 def test_thinking_is_rewound(model: Any, tokenizer: Any) -> None:
     with TokenServer(model) as server:
-        engine = resolve_engine(f"vllm@{server.url}", model, limits=LIMITS)
+        engine = load_engine(f"vllm@{server.url}", model, limits=LIMITS)
         who = LocalPolicy(model, tokenizer, "en", think=True, max_tokens=8, engine=engine)
         dialogue = Dialogue(profiles(1)[0], PATIENT, True)
         dialogue.begin("Why?")
@@ -172,11 +172,11 @@ def test_nobody_there(model: Any, tokenizer: Any) -> None:
 
 
 def test_specs(model: Any) -> None:
-    assert isinstance(resolve_engine("local", model), LocalEngine)
-    engine = resolve_engine("vllm:qwen3@http://127.0.0.1:8000/v1", model)
+    assert isinstance(load_engine("local", model), LocalEngine)
+    engine = load_engine("vllm:qwen3@http://127.0.0.1:8000/v1", model)
     assert isinstance(engine, ServerEngine) and engine.style == "vllm"
     for spec in ("vllm", "tgi@http://127.0.0.1:8000", "http://127.0.0.1:8000"):
         with pytest.raises(RlverError, match="say local, or a server as STYLE@URL with STYLE vllm, vllm-lora, sglang"):
-            resolve_engine(spec, model)
+            load_engine(spec, model)
     with pytest.raises(RlverError, match="BASE_URL"):
-        resolve_engine("vllm@127.0.0.1:8000", model)
+        load_engine("vllm@127.0.0.1:8000", model)

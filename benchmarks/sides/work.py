@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from rlver.core.data import read_text
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import Preset
 from rlver.core.profile import Profile
 from rlver.inference.chat_format import ChatFormat
@@ -21,7 +21,6 @@ from rlver.policies.prompts import system_prompt
 from rlver.stories import load_stories
 from rlver.stories.generate import generate
 from rlver.tiny.tokenizer import train_tokenizer
-from rlver.users.base import Opening
 
 LINE = "I did not sleep at all last night, and nobody at work asked me why I looked so tired, which made it all worse."
 

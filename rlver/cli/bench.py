@@ -33,12 +33,11 @@ from rlver.core.errors import RlverError
 from rlver.users.embedded.speech import Phrasing
 
 if TYPE_CHECKING:
+    from rlver.core.interfaces import Policy, User
     from rlver.core.profile import Language
     from rlver.evaluation.benchmark import Pace
     from rlver.evaluation.log import RunConfig
     from rlver.evaluation.results import BenchmarkResults, PolicyResult
-    from rlver.policies.base import Policy
-    from rlver.users.base import User
 
 _HUMAN = "human"
 JudgePanel = "How a language model as user judges"
@@ -158,9 +157,9 @@ def bench(
     from rlver.evaluation.results import BenchmarkResults, Sampling, assess
     from rlver.llm import Limits
     from rlver.llm.usage import Prices, Usage, add
-    from rlver.policies.load import resolve_policy
+    from rlver.policies.load import load_policy
     from rlver.users.llm import JudgeOptions
-    from rlver.users.load import resolve_user
+    from rlver.users.load import load_user
     from rlver.version import version
 
     if resume and out is None:
@@ -175,7 +174,7 @@ def bench(
     limits = Limits(concurrency=concurrency, per_minute=per_minute, timeout=timeout, attempts=attempts)
     connections = Connections(limits, cache or folder / "cache.sqlite")
     answering = [
-        resolve_policy(
+        load_policy(
             spec,
             language,
             think=think,
@@ -188,10 +187,10 @@ def bench(
         for spec in policy
     ]
     options = JudgeOptions(judge_temperature=judge_temperature, votes=votes)
-    agent = resolve_user(
+    agent = load_user(
         user,
         language,
-        user=user_type,
+        user_type=user_type,
         phrasing=phrasing,
         connect=connections.connect,
         judges=judge or (),
@@ -257,20 +256,23 @@ def _config(who: Policy, agent: User, preset: str, language: Language, seed: int
     )
 
 
-def _pace(who: Policy, agent: User, batch: int, concurrency: int, deadline: float) -> Pace:
-    """Batches for who answers at once; as many dialogues as calls where there is an endpoint to wait for."""
+def _pace(who: Policy, user: User, batch: int, concurrency: int, deadline: float) -> Pace:
+    """As many dialogues as calls where there is an endpoint to wait for, else as many as a local model batches."""
     from rlver.evaluation.benchmark import Pace
     from rlver.policies.remote import RemotePolicy
     from rlver.policies.scripted import ScriptedPolicy
-    from rlver.rollout import waits
+    from rlver.users.llm import LlmUser
 
-    if _HUMAN in (who.spec, agent.identity):
+    if _HUMAN in (who.spec, user.identity):
         return Pace(1)
-    if not waits(who, agent):
+    if isinstance(who, RemotePolicy):
+        return Pace(concurrency, deadline)
+    if not isinstance(user, LlmUser):
         return Pace(batch)
-    if isinstance(who, (RemotePolicy, ScriptedPolicy)):
-        return Pace(1, concurrency, deadline)
-    return Pace(min(batch, concurrency), 1, deadline * batch)
+    if isinstance(who, ScriptedPolicy):
+        return Pace(concurrency, deadline)
+    slots = min(batch, concurrency)
+    return Pace(slots, deadline * slots)  # a local model gives all dialogues their tokens in turn
 
 
 def _show(found: BenchmarkResults, groups: bool, matrix: bool) -> None:

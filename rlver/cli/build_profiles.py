@@ -58,8 +58,8 @@ def build(
     from rlver.core.errors import CallFailed
     from rlver.core.profile import Profile, read_profiles
     from rlver.llm import Limits, parse_endpoint
-    from rlver.rollout import closing, run, together
-    from rlver.stories.build import Ingredients, Known, draw, profile_id, prompts_hash
+    from rlver.rollout import closing, for_each, run
+    from rlver.stories.build import Ingredients, Known, Recipe, draw, profile_id, prompts_hash
     from rlver.stories.build import build as write
     from rlver.stories.library import TOPICS
 
@@ -90,7 +90,7 @@ def build(
         _cut_torn_line(out)
         there = read_profiles(out) if out.exists() and out.stat().st_size else []
         known, have = Known(there), {profile.id for profile in there}
-        left = iter([recipe for i in range(n) if profile_id(ingredients, recipe := draw(ingredients, i)) not in have])
+        left = [recipe for i in range(n) if profile_id(ingredients, recipe := draw(ingredients, i)) not in have]
         connections.check()
         failed: list[str] = []
         with out.open("a", encoding="utf-8") as file, Steps("profiles") as steps:
@@ -101,19 +101,15 @@ def build(
                 file.write(profile.model_dump_json() + "\n")
                 file.flush()
 
-            async def work() -> None:
-                for recipe in left:
-                    try:
-                        taken = partial(known.alike, language=language)
-                        keep(await write(llm, ingredients, recipe, taken=taken, temperature=temperature))
-                    except CallFailed as error:
-                        failed.append(str(error))
-                    steps.update(len(have) + len(failed), n, f"{len(failed)} failed" if failed else "")
+            async def work(recipe: Recipe) -> None:
+                try:
+                    taken = partial(known.alike, language=language)
+                    keep(await write(llm, ingredients, recipe, taken=taken, temperature=temperature))
+                except CallFailed as error:
+                    failed.append(str(error))
+                steps.update(len(have) + len(failed), n, f"{len(failed)} failed" if failed else "")
 
-            async def everybody() -> None:
-                await together([work() for _ in range(concurrency)])
-
-            run(closing(everybody(), llm))
+            run(closing(for_each(left, work, concurrency), llm))
     typer.echo(f"{out}: {len(have)} of {n} profiles.")
     if failed:
         first = failed[0].rstrip(".")

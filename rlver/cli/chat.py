@@ -52,10 +52,12 @@ def chat(
     """
     from rich.console import Console
 
+    from rlver.core.dialogue import Dialogue
     from rlver.core.emotion import get_preset
+    from rlver.core.seeds import derive
     from rlver.policies.human import QUIT, HumanPolicy
-    from rlver.rollout import play
-    from rlver.users import EmbeddedUser
+    from rlver.rollout import Rollout, lead, run
+    from rlver.users.embedded.user import EmbeddedUser
 
     rules = get_preset(preset)
     if seed is None:
@@ -73,12 +75,13 @@ def chat(
         style="dim",
         highlight=False,
     )
-    human = HumanPolicy(console)
+    dialogue = Dialogue(who, rules)
+    rollout = Rollout(dialogue, EmbeddedUser(language, user), derive(seed, "user", 0), derive(seed, "policy", 0))
     try:
-        play([who], human, EmbeddedUser(language, user), rules, seed=seed)
+        run(lead(rollout, HumanPolicy(console)))
     except KeyboardInterrupt:
         console.print()
-    _debrief(human.dialogues[0], console)
+    _debrief(dialogue, console)
 
 
 def _debrief(dialogue: Dialogue, console: Console) -> None:
@@ -96,7 +99,7 @@ def _debrief(dialogue: Dialogue, console: Console) -> None:
     meaning = dialogue.stop.meaning if dialogue.stop else "you left the talk"
     lines = {
         "End": meaning,
-        "Emotion": f"{dialogue.preset.start:.0f} -> {dialogue.score:.0f}",
+        "Emotion": f"{dialogue.preset.start:.0f} -> {dialogue.emotion:.0f}",
         "Wanted, unsaid": f"{dialogue.profile.intention.meaning} ({dialogue.profile.intention})",
         "Profile": dialogue.profile.id,
     }

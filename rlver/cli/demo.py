@@ -14,8 +14,8 @@ import typer
 
 from rlver.cli.options import DeviceOption, LanguageOption, SeedOption, UserOption
 from rlver.core.errors import RlverError
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
-from rlver.users.base import UserType
 
 if TYPE_CHECKING:
     from rlver.core.profile import Profile
@@ -163,9 +163,9 @@ def _benchmark(
     from rlver.evaluation.benchmark import run_benchmark
     from rlver.evaluation.fluency import FluencyCheck, replies_of
     from rlver.evaluation.results import assess
-    from rlver.policies.load import resolve_policy
+    from rlver.policies.load import load_policy
     from rlver.stories import benchmark_profiles, generate
-    from rlver.users import EmbeddedUser
+    from rlver.users.embedded.user import EmbeddedUser
 
     seen = generate(language, "train", n, seed)
     held_out = benchmark_profiles(language)[:n]
@@ -181,7 +181,7 @@ def _benchmark(
     results, dialogues, check = [], {}, None
     with Steps("Benchmark") as bar:
         for number, (name, spec, profiles, phrasing) in enumerate(runs):
-            policy = resolve_policy(spec, language, device=device)
+            policy = load_policy(spec, language, device=device)
             agent = EmbeddedUser(language, user, phrasing)
             found = run_benchmark(profiles, policy, agent, get_preset(preset), seed)
             path = out / "transcripts" / f"{name.replace(', ', '-').replace(' ', '-').replace(':', '-')}.jsonl"

@@ -11,7 +11,7 @@ import typer
 
 from rlver.cli.options import JsonOption, LanguageOption, ProfilesOption, SeedOption, UserOption, load_profiles
 from rlver.core.errors import RlverError
-from rlver.users.base import UserType
+from rlver.core.interfaces import UserType
 
 if TYPE_CHECKING:
     from rlver.users.calibration.recorded import Judged, Recorded

@@ -12,7 +12,7 @@ import typer
 from rlver.cli.connect import AttemptsOption, CacheOption, ConcurrencyOption, Connections, RateOption, TimeoutOption
 from rlver.cli.options import JsonOption, ProfilesOption, SeedOption
 from rlver.core.errors import RlverError
-from rlver.users.base import UserType
+from rlver.core.interfaces import UserType
 
 if TYPE_CHECKING:
     from rlver.core.profile import Profile
@@ -187,13 +187,13 @@ def rejudge(
     from rlver.evaluation.rejudge import drift
     from rlver.evaluation.rejudge import rejudge as judge_again
     from rlver.llm import Limits
-    from rlver.users.load import resolve_user
+    from rlver.users.load import load_user
 
     transcripts = _one(run)[:n]
     limits = Limits(concurrency=concurrency, per_minute=per_minute, timeout=timeout, attempts=attempts)
     connections = Connections(limits, cache)
     language = transcripts[0].language
-    agent = resolve_user(user, language, user=user_type, connect=connections.connect)
+    agent = load_user(user, language, user_type=user_type, connect=connections.connect)
     connections.check()
     judged = judge_again(transcripts, _profiles(run, transcripts, profiles), agent, seed, concurrency)
     if out:

@@ -33,7 +33,7 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
     from rlver.train.plan.longest_dialogue import longest
     from rlver.train.plan.memory import plan
     from rlver.train.runs.profiles import profiles_of
-    from rlver.users import EmbeddedUser
+    from rlver.users.embedded.user import EmbeddedUser
 
     shape, tokenizer = _tiny(config) if config.policy == "tiny" else _read(Path(config.policy))
     if config.device_memory_gb is not None and config.device == "auto":

@@ -7,12 +7,11 @@ from pathlib import Path
 from rlver.cli.progress import Steps
 from rlver.core.emotion import Preset
 from rlver.core.errors import RlverError
+from rlver.core.interfaces import Policy, User
 from rlver.core.profile import Profile
 from rlver.evaluation.benchmark import Pace, list_jobs, run_to_log
 from rlver.evaluation.log import LoggedDialogue, RunConfig, RunLog
 from rlver.llm.usage import Prices, Usage, add
-from rlver.policies.base import Policy
-from rlver.users.base import User
 
 HUMAN = "human"
 

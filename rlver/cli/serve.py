@@ -79,11 +79,11 @@ def serve(
 
     from rlver.core.emotion import get_preset
     from rlver.llm import Limits
-    from rlver.policies.load import resolve_policy
+    from rlver.policies.load import load_policy
     from rlver.policies.prompts import system_prompt
     from rlver.serve.app import make_app
     from rlver.serve.sessions import Sessions
-    from rlver.users.load import resolve_user
+    from rlver.users.load import load_user
 
     token = os.environ.get(TOKEN, "").strip()
     if not token and not _loopback(host):
@@ -94,14 +94,14 @@ def serve(
     connections = Connections(limits, cache)
     sessions = None
     if user != "none":
-        agent = resolve_user(user, language, user=user_type, phrasing=phrasing, connect=connections.connect)
+        agent = load_user(user, language, user_type=user_type, phrasing=phrasing, connect=connections.connect)
         sessions = Sessions(agent, load_profiles(language, profiles), get_preset(preset), seed)
     generators = {}
     for spec in policy or ():
         from rlver.policies.local import LocalPolicy
         from rlver.serve.generate import Generator
 
-        loaded = resolve_policy(spec, language, device=device)
+        loaded = load_policy(spec, language, device=device)
         if not isinstance(loaded, LocalPolicy):
             raise RlverError(f"--policy {spec}: only a folder with a model can be served.")
         name = Path(spec.removeprefix("hf:")).resolve().name

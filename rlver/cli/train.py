@@ -11,10 +11,10 @@ import typer
 
 from rlver.cli.options import DEVICE_HELP, JsonOption
 from rlver.core.errors import RlverError
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
 from rlver.train.credit import Credit
 from rlver.train.settings import Algorithm
-from rlver.users.base import UserType
 
 COLLAPSED = 3
 """Exit code of a training that stopped because its policy had collapsed."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlver.core.dialogue import Dialogue
+from rlver.core.dialogue import Dialogue, Opening
 from rlver.core.emotion import get_preset
 from rlver.core.errors import CallFailed, RlverError
+from rlver.core.interfaces import User
 from rlver.core.profile import Frozen, Profile
 from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript
 from rlver.evaluation.compare import RESAMPLES, interval, spearman
-from rlver.rollout import closing, run, together
-from rlver.users.base import User
+from rlver.rollout import closing, for_each, run
 from rlver.users.llm import LlmUser
 
 
@@ -56,11 +54,14 @@ class Drift(Frozen):
 def rejudge(
     transcripts: Sequence[Transcript],
     profiles: Mapping[str, Profile],
-    agent: User,
+    user: User,
     seed: int = 0,
-    at_once: int = 64,
+    slots: int = 64,
 ) -> list[Rejudged]:
-    """Let the agent judge every judged reply again, each in the talk as it was recorded.
+    """Let the user judge every judged reply again, each in its dialogue as it was recorded.
+
+    Args:
+        slots: replies that are judged at once.
 
     Raises:
         RlverError: a profile is missing.
@@ -74,24 +75,25 @@ def rejudge(
         for turn, judged in enumerate(transcript.turns)
         if judged.reaction is not None
     ]
-    slots = asyncio.Semaphore(at_once)
+    results: dict[tuple[int, int], Rejudged] = {}
 
-    async def one(place: int, turn: int) -> Rejudged:
+    async def judge(task: tuple[int, int]) -> None:
+        place, turn = task
         transcript = transcripts[place]
         reaction = transcript.turns[turn].reaction
         assert reaction is not None
-        async with slots:
-            now = await _change(agent, _until(transcript, profiles[transcript.profile], turn), derive(seed, place))
-        return Rejudged(
+        dialogue = _until(transcript, profiles[transcript.profile], turn)
+        results[task] = Rejudged(
             profile=transcript.profile,
             policy=transcript.policy,
             dialogue=place,
             turn=turn,
             stored=reaction.change,
-            now=now,
+            now=await _change(user, dialogue, derive(seed, place)),
         )
 
-    return run(closing(together([one(*task) for task in tasks]), agent))
+    run(closing(for_each(tasks, judge, slots), user))
+    return [results[task] for task in tasks]
 
 
 def drift(judged: Sequence[Rejudged], seed: int = 0) -> Drift:
@@ -121,20 +123,19 @@ def _until(transcript: Transcript, profile: Profile, turn: int) -> Dialogue:
     """The dialogue as it stood when reply `turn` was waiting for its verdict."""
     dialogue = Dialogue(profile, get_preset(transcript.preset), transcript.think)
     told = (i for i, fact in enumerate(profile.story.facts) if fact.say in transcript.opening)
-    dialogue.begin(transcript.opening, next(told, None))
+    dialogue.begin(Opening(transcript.opening, next(told, None)))
     for number, was in enumerate(transcript.turns[: turn + 1]):
         dialogue.turns.append(was.model_copy(update={"reaction": was.reaction if number < turn else None}))
         if number < turn:
-            dialogue.score = was.score
+            dialogue.emotion = was.score
     return dialogue
 
 
-async def _change(agent: User, dialogue: Dialogue, seed: int) -> float | None:
+async def _change(user: User, dialogue: Dialogue, seed: int) -> float | None:
     try:
-        if isinstance(agent, LlmUser):
-            verdict, _ = await agent.judge(dialogue, derive(seed, len(dialogue.turns), "judge"))
+        if isinstance(user, LlmUser):
+            verdict, _ = await user.judge(dialogue, derive(seed, len(dialogue.turns), "judge"))
             return verdict.change
-        reaction = agent.react(dialogue, seed)
-        return (await reaction if inspect.isawaitable(reaction) else reaction).change
+        return (await user.react(dialogue, seed)).change
     except CallFailed:
         return None

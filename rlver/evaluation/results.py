@@ -11,13 +11,13 @@ from pydantic import Field
 
 from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
+from rlver.core.interfaces import Policy
 from rlver.core.profile import Frozen, Intention, Language
 from rlver.core.transcript import Transcript
 from rlver.evaluation.act_matrix import act_matrix, fit_share, repeated_share
 from rlver.evaluation.fluency import FluencyCheck, replies_of
 from rlver.evaluation.statistics import Summary, summarise
 from rlver.llm.usage import Prices, Tokens
-from rlver.policies.base import Policy
 
 
 class PolicyResult(Frozen):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -15,9 +14,6 @@ from rlver.inference.chat_format import ChatFormat
 from rlver.inference.chat_template import name_of
 from rlver.inference.decoder import LAYERS
 from rlver.inference.sampler import Sampler
-
-if TYPE_CHECKING:
-    from rlver.policies.local import Trace
 
 _FED = (((5, 7, 11), (13,)), ((17, 19), (23, 29, 31, 37)), ((2,), (3,)))
 """Tokens that two rows of a batch get one after another; every vocabulary has that many."""
@@ -55,24 +51,25 @@ def check_model(model: PreTrainedModel) -> None:
         )
 
 
-def check_trace(chat: ChatFormat, dialogue: Dialogue, trace: Trace) -> None:
-    """Check that what was sampled in a dialogue is what its context, its transcript and its template say.
+def check_dialogue(chat: ChatFormat, dialogue: Dialogue) -> None:
+    """Check that the ids sampled in a dialogue are what its texts and the chat template say.
 
     Raises:
-        RlverError: it is not; names the template and the turn.
+        RlverError: they are not; names the template and the turn.
     """
-    ids = chat.opening(dialogue.opening)
-    for number, (reply, turn) in enumerate(zip(trace.replies, dialogue.turns, strict=False), 1):
+    context = chat.opening(dialogue.opening)
+    for number, turn in enumerate(dialogue.turns, 1):
         where = f"{name_of(chat.tokenizer)}: with its chat template, turn {number} of a dialogue"
-        if trace.context[: reply.start] != ids or reply.lead != chat.lead:
-            raise RlverError(f"{where} was not sampled behind the ids that it stands behind now.")
-        if chat.decode(reply.ids) != turn.raw:
-            raise RlverError(f"{where} says {turn.raw!r}, but its ids say {chat.decode(reply.ids)!r}.")
-        if number < len(trace.replies) and turn.reaction is not None:
-            ids += chat.reply(turn.reply) if dialogue.think else chat.closed(reply.ids)
-            ids += chat.turn(turn.reaction.utterance)
-    if trace.context != ids:
-        raise RlverError(f"{name_of(chat.tokenizer)}: with its chat template, a dialogue holds ids that nobody said.")
+        tokens = turn.tokens
+        if tokens is None:
+            raise RlverError(f"{where} has no record of its token ids.")
+        if tokens.prompt_ids != [*context, *chat.lead]:
+            raise RlverError(f"{where} was sampled after other ids than those of the messages before it.")
+        if chat.decode(tokens.token_ids) != turn.raw:
+            raise RlverError(f"{where} says {turn.raw!r}, but its ids say {chat.decode(tokens.token_ids)!r}.")
+        if turn.reaction is not None:
+            context += chat.reply(turn.reply) if dialogue.think else chat.closed(tokens.token_ids)
+            context += chat.turn(turn.reaction.utterance)
 
 
 def _largest_gap(model: PreTrainedModel) -> tuple[float, float]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from rich.console import Console
-from rich.prompt import Prompt
 from rich.text import Text
 
-from rlver.core.dialogue import Dialogue
+from rlver.core.dialogue import Dialogue, Reply
 from rlver.text.plain import plain
+from rlver.text.terminal import ask_line
 
 QUIT = "/quit"
+HELP = "/help"
 
 
 class HumanPolicy:
     """Shows what the user said and asks for a reply. See `Policy` for its methods.
 
-    `/quit` and the end of the input (Ctrl-D) raise KeyboardInterrupt, like Ctrl-C.
+    `/help` explains the commands. `/quit` and the end of the input (Ctrl-D) raise KeyboardInterrupt, like Ctrl-C.
     """
 
     spec = "human"
@@ -26,29 +27,26 @@ class HumanPolicy:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self.dialogues: list[Dialogue] = []
-        """The dialogues of the batch, so that a talk that was left can still be looked at."""
+        self._numbers: WeakKeyDictionary[Dialogue, int] = WeakKeyDictionary()
+        self._count = 0
 
-    def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
-        """See `Policy.start`."""
-        self.dialogues = list(dialogues)
-
-    def reply(self, active: Sequence[int]) -> list[str]:
-        """See `Policy.reply`."""
-        return [self._ask(index) for index in active]
-
-    def _ask(self, index: int) -> str:
-        dialogue = self.dialogues[index]
-        where = f"User {index + 1}" if len(self.dialogues) > 1 else "User"
-        said = plain(dialogue.messages()[-1].content)
-        self._console.print(Text.assemble((f"\n{where}: ", "bold cyan"), said))
+    async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
+        """See `Policy.reply`. Other dialogues wait for the person."""
+        if dialogue not in self._numbers:
+            self._count += 1
+            self._numbers[dialogue] = self._count
+        number = self._numbers[dialogue]
+        speaker = f"User {number}" if number > 1 else "User"
+        utterance = plain(dialogue.messages()[-1].content)
+        self._console.print(Text.assemble((f"\n{speaker}: ", "bold cyan"), utterance))
         prompt = f"[bold]You[/] [dim]({len(dialogue.turns) + 1}/{dialogue.preset.replies})[/]"
         while True:
-            try:
-                reply = Prompt.ask(prompt, console=self._console).strip()
-            except EOFError:
-                raise KeyboardInterrupt from None
-            if reply == QUIT:
+            line = ask_line(prompt, self._console)
+            if line == QUIT:
                 raise KeyboardInterrupt
-            if reply:
-                return reply
+            if not line.startswith("/"):
+                return Reply.parse(line, self.think)
+            self._console.print(
+                f"Type your reply to the user and press Enter. {QUIT} or Ctrl-D leaves, {HELP} shows this text.",
+                style="dim",
+            )

@@ -9,10 +9,10 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from rlver.core.errors import RlverError
+from rlver.core.interfaces import Policy
 from rlver.core.profile import Language
 from rlver.llm import LLM, parse_endpoint
 from rlver.llm.endpoint import is_endpoint
-from rlver.policies.base import Policy
 from rlver.policies.human import HumanPolicy
 from rlver.policies.remote import RemotePolicy
 from rlver.policies.scripted import SCRIPTED_NAMES, ScriptedPolicy
@@ -34,7 +34,7 @@ class FolderNote(BaseModel):
     """Of sampling in training."""
 
 
-def resolve_policy(
+def load_policy(
     spec: str,
     language: Language,
     *,

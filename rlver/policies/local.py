@@ -1,15 +1,14 @@
-"""A local Hugging Face causal language model as a policy, with the exact ids and log-probs of all it sampled."""
+"""A local Hugging Face causal language model as a policy, with the exact ids and log-probabilities of its replies."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary, finalize
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlver.core.dialogue import Dialogue
-from rlver.core.errors import CallFailed, RlverError
+from rlver.core.dialogue import Dialogue, Reply, TokenRecord
+from rlver.core.errors import RlverError
 from rlver.core.profile import Language
 from rlver.inference.chat_format import ChatFormat
 from rlver.inference.chat_template import name_of
@@ -17,35 +16,7 @@ from rlver.inference.cores import Cores
 from rlver.inference.engines.base import Engine, Sampling
 from rlver.inference.engines.built_in import LocalEngine
 from rlver.inference.exactness import check_model
-from rlver.policies.base import Replies
 from rlver.policies.prompts import prompt_hash, system_prompt
-
-
-@dataclass
-class Reply:
-    """One sampled reply."""
-
-    start: int
-    """Tokens of the trace's `context` that it was sampled after."""
-    ids: list[int]
-    """Exact sampled ids, with the closing mark if one was sampled."""
-    logprobs: list[float]
-    """Log-prob of each id under the distribution that it was drawn from."""
-    lead: list[int] = field(default_factory=list)
-    """Ids of the chat template between that context and the sampled ones, which no later turn sees."""
-
-
-@dataclass
-class Trace:
-    """One dialogue as token ids: the context that grew from turn to turn, and every reply.
-
-    Without thinking the replies are part of the context, ids and all. With thinking the context holds each
-    reply without its thoughts, as later turns saw it. A template that opens only the reply to come in some way (a
-    `lead`) moves the earlier ones, too.
-    """
-
-    context: list[int] = field(default_factory=list)
-    replies: list[Reply] = field(default_factory=list)
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
@@ -54,14 +25,37 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else [int(end) for end in ends]
 
 
-class LocalPolicy:
-    """Speaks for a causal language model, keeping what it said as token ids. See `Policy` for its methods.
+@dataclass
+class _Conversation:
+    """What the engine holds of a dialogue."""
 
-    Copies share the engine, so that what they sample at the same time is sampled together.
+    engine: Engine
+    number: int
+    turns: int = 0
+    """Turns whose replies it has sampled."""
+    open: bool = True
+
+    def end(self) -> None:
+        """Free it, once."""
+        if self.open:
+            self.open = False
+            self.engine.end(self.number)
+
+
+class LocalPolicy:
+    """Replies with a causal language model and records what it samples as token ids. See `Policy` for its methods.
+
+    The token ids of a dialogue only grow: a reply enters later contexts with the ids that were sampled, or, in think
+    mode, without its thoughts.
 
     Args:
-        engine: what samples; by default the built-in one.
-        cores: of a CPU, that the built-in one computes with.
+        spec: the name under which results are kept.
+        max_tokens: largest number of tokens of one reply, thinking included. A longer reply is cut.
+        engine: what samples; by default the built-in engine.
+        cores: CPU cores that the built-in engine computes with.
+
+    Raises:
+        RlverError: tokenizer and model do not belong together, or the model cannot be sampled from exactly.
     """
 
     def __init__(
@@ -81,7 +75,7 @@ class LocalPolicy:
         known = model.get_input_embeddings().num_embeddings
         if len(tokenizer) > known:
             raise RlverError(
-                f"{name_of(tokenizer)}: this tokenizer has {len(tokenizer)} entries, and the model knows {known}; "
+                f"{name_of(tokenizer)}: this tokenizer has {len(tokenizer)} entries, but the model knows {known}; "
                 "they do not belong together."
             )
         self.chat = ChatFormat(tokenizer, system_prompt(language, think), think, end_tokens(model))
@@ -92,86 +86,55 @@ class LocalPolicy:
         self.think = think
         self.prompt_hash = prompt_hash(language, think)
         self.max_tokens = max_tokens
-        """Most tokens of one reply, thinking included; a longer one is cut."""
         self.temperature = temperature
-        self.traces: list[Trace] = []
-        self._dialogues: list[Dialogue] = []
-        self._talks: dict[int, int] = {}
-        """The engine's conversation of each dialogue that has one."""
+        self._conversations: WeakKeyDictionary[Dialogue, _Conversation] = WeakKeyDictionary()
 
-    def __copy__(self) -> LocalPolicy:
-        """One that leads dialogues of its own."""
-        twin = object.__new__(type(self))
-        twin.__dict__ |= self.__dict__ | {"traces": [], "_dialogues": [], "_talks": {}}
-        return twin
-
-    @property
-    def waits(self) -> bool:
-        """Whether replies come from outside of this process."""
-        return self.engine.waits
-
-    def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
-        """See `Policy.start`."""
-        for index in list(self._talks):
-            self.end(index)
-        self.engine.clear()
-        self._dialogues = list(dialogues)
-        self._seeds = list(seeds)
-        self.traces = [Trace() for _ in dialogues]
-
-    async def reply(self, active: Sequence[int]) -> Replies:
-        """See `Policy.reply`. What fails is returned in place of the reply."""
-        if len(active) == 1:
-            return [await self._reply(active[0])]
-        return await asyncio.gather(*(self._reply(index) for index in active))
-
-    def end(self, index: int) -> None:
-        """A dialogue is over: free what is kept for it, and for all when none is left."""
-        if (talk := self._talks.pop(index, None)) is not None:
-            self.engine.end(talk)
-        if not self._talks and all(dialogue.stop is not None for dialogue in self._dialogues):
-            self.engine.clear()
+    async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
+        """See `Policy.reply`. Replies that are asked for at the same time are sampled together."""
+        conversation = self._conversation(dialogue)
+        context, new = self._context(dialogue, conversation)
+        sampling = Sampling(self.temperature, self.max_tokens, frozenset(self.chat.stops))
+        chunk = [*new, *self.chat.lead]
+        ids, logprobs = await self.engine.reply(conversation.number, chunk, seed * 1009 + len(dialogue.turns), sampling)
+        conversation.turns = len(dialogue.turns) + 1
+        tokens = TokenRecord([*context, *chunk], ids, logprobs, len(self.chat.lead))
+        return Reply.parse(self.chat.decode(ids), self.think, tokens)
 
     async def update_weights(self) -> None:
-        """Let the engine sample from what the model's weights are now. See `Engine.update_weights`."""
+        """Let the engine sample from the present weights of the model. See `Engine.update_weights`."""
         await self.engine.update_weights(self.model)
 
     async def close(self) -> None:
-        """Close connections; the policy can be used again."""
+        """Close connections. The policy can be used again."""
         await self.engine.close()
 
-    async def _reply(self, index: int) -> str | CallFailed:
-        trace = self.traces[index]
-        if index not in self._talks:
-            self._talks[index] = self.engine.open()
-        known = len(trace.context)
-        chunk = self._chunk(index)
-        sampling = Sampling(self.temperature, self.max_tokens, frozenset(self.chat.stops))
-        seed = self._seeds[index] * 1009 + len(trace.replies)
-        try:
-            ids, logprobs = await self.engine.reply(self._talks[index], chunk, seed, sampling)
-        except CallFailed as error:
-            del trace.context[known:]
-            return error
-        trace.replies.append(Reply(len(trace.context), ids, logprobs, self.chat.lead))
-        return self.chat.decode(ids)
+    def _conversation(self, dialogue: Dialogue) -> _Conversation:
+        """The engine's conversation of a dialogue. It ends with the dialogue, or when the dialogue is dropped."""
+        if dialogue not in self._conversations:
+            conversation = _Conversation(self.engine, self.engine.open())
+            self._conversations[dialogue] = conversation
+            dialogue.on_end(conversation.end)
+            finalize(dialogue, conversation.end).atexit = False
+        return self._conversations[dialogue]
 
-    def _chunk(self, index: int) -> list[int]:
-        """Ids that the model has not seen yet, up to where the reply to come begins."""
-        dialogue, trace = self._dialogues[index], self.traces[index]
+    def _context(self, dialogue: Dialogue, conversation: _Conversation) -> tuple[list[int], list[int]]:
+        """The ids that the engine holds of a dialogue, and those that it has not read yet, before the lead."""
         messages = dialogue.messages()
-        if not trace.replies:
-            chunk = self.chat.opening(messages[0].content)
+        last = dialogue.turns[-1].tokens if dialogue.turns else None
+        if last is None or conversation.turns != len(dialogue.turns):
+            # A new dialogue, or one that somebody else has begun.
+            self.engine.rewind(conversation.number, 0)
+            ids = self.chat.opening(messages[0].content)
+            for reply, utterance in zip(messages[1::2], messages[2::2], strict=True):
+                ids += [*self.chat.reply(reply.content), *self.chat.turn(utterance.content)]
+            return [], ids
+        context = last.context_ids
+        new = self.chat.reply(messages[-2].content) if self.think else self.chat.closed(last.token_ids)
+        if self.think or last.lead:
+            # Later turns see the reply alone, so the engine goes back to before what led to it.
+            self.engine.rewind(conversation.number, len(context))
+            read = 0
         else:
-            last = trace.replies[-1]
-            chunk = self.chat.reply(messages[-2].content) if self.think else self.chat.closed(last.ids)
-            fed = len(last.ids) - 1
-            if self.think or last.lead:
-                # Later turns see the reply alone: go back to before what led to it.
-                self.engine.rewind(self._talks[index], len(trace.context))
-                fed = 0
-            chunk += self.chat.turn(messages[-1].content)
-            trace.context += chunk[:fed]
-            chunk = chunk[fed:]
-        trace.context += chunk
-        return chunk + self.chat.lead
+            read = len(last.token_ids) - 1
+        new += self.chat.turn(messages[-1].content)
+        return [*context, *new[:read]], new[read:]

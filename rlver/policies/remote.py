@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Sequence
 
-from rlver.core.dialogue import Dialogue
-from rlver.core.errors import CallFailed
+from rlver.core.dialogue import Dialogue, Reply
 from rlver.core.profile import Language
 from rlver.core.seeds import derive
 from rlver.llm import LLM
-from rlver.policies.base import Replies
 from rlver.policies.prompts import prompt_hash, system_prompt
 
 _OWN_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -46,32 +42,17 @@ class RemotePolicy:
         """Nucleus sampling; None leaves it to the endpoint."""
         self._system = {"role": "system", "content": system_prompt(language, think)}
 
-    def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
-        """See `Policy.start`."""
-        self._dialogues = list(dialogues)
-        self._seeds = list(seeds)
-
-    async def reply(self, active: Sequence[int]) -> Replies:
-        """See `Policy.reply`. What fails is returned in place of the reply."""
-        if len(active) == 1:
-            return [await self._reply(active[0])]
-        return await asyncio.gather(*(self._reply(index) for index in active))
+    async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
+        """See `Policy.reply`."""
+        answer = await self.llm.complete(
+            [self._system, *(message.model_dump() for message in dialogue.messages())],
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            seed=derive(seed, len(dialogue.turns)),
+        )
+        return Reply.parse(answer.text if self.think else _OWN_THINKING.sub("", answer.text), self.think)
 
     async def close(self) -> None:
-        """Close connections; the policy can be used again."""
+        """Close connections. The policy can be used again."""
         await self.llm.close()
-
-    async def _reply(self, index: int) -> str | CallFailed:
-        dialogue = self._dialogues[index]
-        messages = [self._system, *(message.model_dump() for message in dialogue.messages())]
-        try:
-            answer = await self.llm.complete(
-                messages,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                max_tokens=self.max_tokens,
-                seed=derive(self._seeds[index], len(dialogue.turns)),
-            )
-        except CallFailed as error:
-            return error
-        return answer.text if self.think else _OWN_THINKING.sub("", answer.text)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from rlver.core.data import read_yaml
-from rlver.core.dialogue import Dialogue
+from rlver.core.dialogue import Dialogue, Reply
 from rlver.core.errors import RlverError
 from rlver.core.profile import Intention, Language
 
@@ -34,32 +33,31 @@ class ScriptedPolicy:
         self._language = language
         self._lines: dict[str, list[str]] = read_yaml("rlver.policies", f"data/scripted.{language}.yaml")
 
-    def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
-        """See `Policy.start`."""
-        self._dialogues = list(dialogues)
-        self._rngs = [random.Random(seed) for seed in seeds]
-        self._used: list[set[str]] = [set() for _ in dialogues]
+    async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
+        """See `Policy.reply`. Draws the lines of all turns again, so the reply depends on dialogue and seed alone."""
+        rng = random.Random(seed)
+        used: set[str] = set()
+        handle = line = ""
+        for turn in range(len(dialogue.turns) + 1):
+            handle = _last_handle(dialogue, turn)
+            line = self._draw(dialogue, handle, rng, used)
+            used.add(line)
+        text = line.replace("{h}", handle)
+        return Reply.parse(text[0].upper() + text[1:], self.think)
 
-    def reply(self, active: Sequence[int]) -> list[str]:
-        """See `Policy.reply`."""
-        return [self._reply(self._dialogues[i], self._rngs[i], self._used[i]) for i in active]
-
-    def _reply(self, dialogue: Dialogue, rng: random.Random, used: set[str]) -> str:
+    def _draw(self, dialogue: Dialogue, handle: str, rng: random.Random, used: set[str]) -> str:
+        """A line of the script that this dialogue has not used yet."""
         key = self._name
         if key == "oracle":
             key = dialogue.profile.intention.value
         elif key == "random":
             key = rng.choice(_ACTS)
-        handle = _handle(dialogue)
         lines = self._lines[key if handle else "generic"]
-        line = rng.choice([line for line in lines if line not in used] or lines)
-        used.add(line)
-        text = line.replace("{h}", handle)
-        return text[0].upper() + text[1:]
+        return rng.choice([line for line in lines if line not in used] or lines)
 
 
-def _handle(dialogue: Dialogue) -> str:
-    """The thing in the fact that the user told last, else in one told before; empty if no such fact has one."""
-    told = [dialogue.opening_fact, *(turn.reaction.fact for turn in dialogue.turns if turn.reaction)]
+def _last_handle(dialogue: Dialogue, turns: int) -> str:
+    """The thing in the last fact told in the first `turns` turns that has one; empty if there is none."""
+    told = [dialogue.opening_fact, *(turn.reaction.fact for turn in dialogue.turns[:turns] if turn.reaction)]
     facts = dialogue.profile.story.facts
     return next((facts[i].handle for i in reversed(told) if i is not None and facts[i].handle), "")

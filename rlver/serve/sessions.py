@@ -1,4 +1,4 @@
-"""Conversations with a sentient agent over a protocol that remembers nothing: each is one dialogue with one profile.
+"""Conversations with a simulated user over a protocol that remembers nothing: each is one dialogue with one profile.
 
 A client may name its session. One that cannot is known by its history: whoever sends back the conversation as it
 was, in whatever session it was held, goes on with it.
@@ -7,26 +7,25 @@ was, in whatever session it was held, goes on with it.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
-from rlver.core.dialogue import Dialogue, StopReason
+from rlver.core.dialogue import Dialogue, Opening
 from rlver.core.emotion import Preset, band
-from rlver.core.errors import CallFailed, RlverError, Unreadable
+from rlver.core.errors import CallFailed, RlverError
+from rlver.core.interfaces import User
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.core.transcript import record
-from rlver.users.base import User
 
 MOST_SESSIONS = 10_000
 """Kept at once; the one that was used least lately is forgotten first."""
 
 Said = Sequence[tuple[str, str]]
-"""A conversation as (role, content), the sentient agent being the assistant."""
+"""A conversation as (role, content), the simulated user being the assistant."""
 
 
 class Conflict(RlverError):
@@ -56,9 +55,9 @@ class Session:
             "profile": dialogue.profile.id,
             "seed": self.seed,
             "turn": len(dialogue.turns),
-            "emotion": dialogue.score,
+            "emotion": dialogue.emotion,
             "change": reaction.change if reaction else None,
-            "band": band(dialogue.score),
+            "band": band(dialogue.emotion),
             "stop": dialogue.stop,
             "stop_meaning": dialogue.stop.meaning if dialogue.stop else None,
             "reward": dialogue.reward if dialogue.stop and dialogue.stop.scored else None,
@@ -66,10 +65,10 @@ class Session:
 
 
 class Sessions:
-    """All conversations with one agent."""
+    """All conversations with one simulated user."""
 
-    def __init__(self, agent: User, profiles: Sequence[Profile], preset: Preset, seed: int = 0) -> None:
-        self.agent, self.preset, self.seed = agent, preset, seed
+    def __init__(self, user: User, profiles: Sequence[Profile], preset: Preset, seed: int = 0) -> None:
+        self.user, self.preset, self.seed = user, preset, seed
         self._profiles = {profile.id: profile for profile in profiles}
         self._order = list(self._profiles)
         self._count = 0
@@ -81,7 +80,7 @@ class Sessions:
         """A new conversation: with the given profile, else with the next one in turn.
 
         Raises:
-            Conflict: there is no such profile. CallFailed: the agent has no first words.
+            Conflict: there is no such profile. CallFailed: the user has no first words.
         """
         if profile is not None and profile not in self._profiles:
             raise Conflict(f"there is no profile {profile!r} here.")
@@ -89,8 +88,7 @@ class Sessions:
         chosen = derive(self.seed, name, self._count) if seed is None else seed
         self._count += profile is None
         session = Session(Dialogue(self._profiles[name], self.preset), chosen)
-        opening = self.agent.open(session.dialogue.profile, derive(chosen, "user"))
-        session.dialogue.begin(*(await opening if inspect.isawaitable(opening) else opening))
+        session.dialogue.begin(await self.user.open(session.dialogue, derive(chosen, "user")))
         self._keep(session)
         return session
 
@@ -128,7 +126,7 @@ class Sessions:
         """Hand a reply to the user and let them react.
 
         Raises:
-            Conflict: the conversation is over. CallFailed: the agent failed, and the conversation with it.
+            Conflict: the conversation is over. CallFailed: the user failed, and the conversation with it.
         """
         async with session.lock:
             dialogue = session.dialogue
@@ -137,10 +135,9 @@ class Sessions:
             if not dialogue.reply(text):
                 return
             try:
-                reaction = self.agent.react(dialogue, derive(session.seed, "user"))
-                dialogue.react(await reaction if inspect.isawaitable(reaction) else reaction)
+                dialogue.react(await self.user.react(dialogue, derive(session.seed, "user")))
             except CallFailed as error:
-                dialogue.fail(str(error), StopReason.UNREADABLE if isinstance(error, Unreadable) else StopReason.ERROR)
+                dialogue.fail(error)
                 raise
 
     def transcript(self, session: Session) -> dict[str, Any]:
@@ -148,7 +145,7 @@ class Sessions:
         dialogue = session.dialogue
         whole = None
         if dialogue.stop is not None:
-            made = record(dialogue, policy="client", user=self.agent.identity, prompt="", seed=session.seed)
+            made = record(dialogue, policy="client", user=self.user.identity, prompt="", seed=session.seed)
             whole = made.model_dump(mode="json")
         messages = [{"role": m.role, "content": m.content} for m in dialogue.messages()]
         return session.state() | {"messages": messages, "transcript": whole}
@@ -162,7 +159,7 @@ class Sessions:
 def _replay(dialogue: Dialogue, turns: int) -> Dialogue:
     """The dialogue as it stood after so many replies."""
     copy = Dialogue(dialogue.profile, dialogue.preset, dialogue.think)
-    copy.begin(dialogue.opening, dialogue.opening_fact, dialogue.opening_hint)
+    copy.begin(Opening(dialogue.opening, dialogue.opening_fact, dialogue.opening_hint))
     for turn in dialogue.turns[:turns]:
         if copy.reply(turn.raw) and turn.reaction is not None:
             copy.react(turn.reaction)

@@ -12,7 +12,7 @@ from rlver.core.data import digest, read_text
 from rlver.core.profile import Language
 from rlver.policies.prompts import system_prompt
 from rlver.stories import load_stories
-from rlver.users import EmbeddedUser
+from rlver.users.embedded.user import EmbeddedUser
 
 RECIPE = 1
 """Version of the code that pretrains the tiny policy. Raise it when a change to that code changes the weights."""

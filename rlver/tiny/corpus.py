@@ -10,16 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from rlver.core.data import read_yaml
-from rlver.core.dialogue import Dialogue
+from rlver.core.dialogue import Dialogue, Opening, Reply
 from rlver.core.emotion import PRESETS
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Fact, Intention, Language, Profile
 from rlver.core.seeds import derive
 from rlver.core.think import CLOSE, OPEN
-from rlver.rollout import play
+from rlver.rollout import play, run
 from rlver.stories.generate import generate
-from rlver.users.base import UserType
 from rlver.users.embedded.user import EmbeddedUser
 
 GOOD_SHARE = 0.5
@@ -55,25 +56,18 @@ class CorpusAuthor:
         self._good_share = good_share
         self._lines = read_yaml("rlver.tiny", f"data/replies.{language}.yaml")
         self._joint = "" if language == "zh" else " "
-        self.written: list[list[Line]] = []
+        self._rngs: WeakKeyDictionary[Dialogue, random.Random] = WeakKeyDictionary()
+        self.written: WeakKeyDictionary[Dialogue, list[Line]] = WeakKeyDictionary()
+        """The lines of each dialogue."""
 
-    def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
-        """See `Policy.start`."""
-        self._dialogues = list(dialogues)
-        self._rngs = [random.Random(seed) for seed in seeds]
-        self.written = [[] for _ in dialogues]
-
-    def reply(self, active: Sequence[int]) -> list[str]:
+    async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
         """See `Policy.reply`."""
-        texts = []
-        for index in active:
-            dialogue, rng = self._dialogues[index], self._rngs[index]
-            line = self._good(dialogue, rng) if rng.random() < self._good_share else self._generic(rng)
-            if self.think:
-                line = replace(line, raw=f"{OPEN}{self._thought(dialogue, rng)}{CLOSE}{line.raw}")
-            self.written[index].append(line)
-            texts.append(line.raw)
-        return texts
+        rng = self._rngs.setdefault(dialogue, random.Random(seed))
+        line = self._good(dialogue, rng) if rng.random() < self._good_share else self._generic(rng)
+        if self.think:
+            line = replace(line, raw=f"{OPEN}{self._thought(dialogue, rng)}{CLOSE}{line.raw}")
+        self.written.setdefault(dialogue, []).append(line)
+        return Reply.parse(line.raw, self.think)
 
     def _generic(self, rng: random.Random) -> Line:
         lines, kind = self._lines["generic"], rng.random()
@@ -144,19 +138,23 @@ def write_exchanges(language: Language, think: bool, count: int, seed: int) -> l
     profiles = generate(language, "train", count, derive(seed, "exchanges"))
     rng = random.Random(derive(seed, "exchanges", "things"))
     preset = PRESETS["sage"].model_copy(update={"replies": 1})
-    author, agent = CorpusAuthor(language, think, good_share=1.0), EmbeddedUser(language)
-    written = []
+    author, user = CorpusAuthor(language, think, good_share=1.0), EmbeddedUser(language)
+    dialogues = []
     for number, profile in enumerate(_swap_things(profile, profiles, rng) for profile in profiles):
         dialogue = Dialogue(profile, preset, think)
         if rng.random() < _HINT_SHARE:
-            dialogue.begin(agent.hint(profile, derive(seed, "hint", number)), None, True)
+            dialogue.begin(Opening(user.hint(profile, derive(seed, "hint", number)), None, True))
         else:
             fact = rng.randrange(len(profile.story.facts))
-            dialogue.begin(profile.story.facts[fact].say, fact, False)
-        author.start([dialogue], [derive(seed, "author", number)])
-        dialogue.reply(*author.reply([0]))
-        written.append((dialogue, author.written[0]))
-    return written
+            dialogue.begin(Opening(profile.story.facts[fact].say, fact))
+        dialogues.append(dialogue)
+
+    async def write() -> None:
+        for number, dialogue in enumerate(dialogues):
+            dialogue.reply(await author.reply(dialogue, derive(seed, "author", number)))
+
+    run(write())
+    return [(dialogue, author.written[dialogue]) for dialogue in dialogues]
 
 
 def write_corpus(
@@ -166,7 +164,7 @@ def write_corpus(
     seed: int,
     good_share: float = GOOD_SHARE,
     replies: int | None = None,
-    users: Sequence[UserType] = ("vanilla", "challenging"),
+    user_types: Sequence[UserType] = ("vanilla", "challenging"),
 ) -> list[Written]:
     """Play `count` dialogues between the author and simulated users, as many of each of the given types.
 
@@ -178,14 +176,14 @@ def write_corpus(
     preset = PRESETS["sage"].model_copy(update={"replies": replies} if replies else {})
     profiles = generate(language, "train", count, derive(seed, "corpus"))
     # In blocks, not in turn: intentions come in turn, so every other profile would have every other intention.
-    size = count // len(users)
-    for part, user in enumerate(users):
-        rng = random.Random(derive(seed, "corpus", user))
+    size = count // len(user_types)
+    for part, user_type in enumerate(user_types):
+        rng = random.Random(derive(seed, "corpus", user_type))
         mine = [_swap_things(profile, profiles, rng) for profile in profiles[part * size : (part + 1) * size]]
         author = CorpusAuthor(language, think, good_share)
-        agent = EmbeddedUser(language, user)
-        dialogues = play(mine, author, agent, preset, seed=derive(seed, user))
-        corpus += list(zip(dialogues, author.written, strict=True))
+        user = EmbeddedUser(language, user_type)
+        dialogues = play(mine, author, user, preset, seed=derive(seed, user_type))
+        corpus += [(dialogue, author.written[dialogue]) for dialogue in dialogues]
     random.Random(derive(seed, "order")).shuffle(corpus)
     return corpus
 

@@ -11,20 +11,18 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
-from rlver.core.dialogue import Dialogue
-from rlver.core.garbage import seldom_collecting
+from rlver.core.dialogue import Dialogue, TokenRecord
 from rlver.core.profile import Language
 from rlver.core.seeds import derive
 from rlver.core.think import CLOSE, OPEN
 from rlver.inference.chat_format import ChatFormat
 from rlver.inference.cores import Cores
-from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
 from rlver.tiny.corpus import Line, Written, act_sentences, hint_lines, write_corpus, write_exchanges
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon
 from rlver.tiny.tokenizer import train_tokenizer
-from rlver.train.batch import Sample, collate, from_trace, hidden_states, micro_batches
+from rlver.train.batch import Sample, collate, from_records, hidden_states, micro_batches
 from rlver.train.parallel import Backward, learn
 
 _MICRO_TOKENS = 1000
@@ -73,7 +71,6 @@ class PretrainConfig(BaseModel):
     feedforward: int = 256
 
 
-@seldom_collecting()
 def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, float], None] | None = None) -> Path:
     """Write a corpus, train tokenizer and model on it, and save both to `folder`, which is returned.
 
@@ -88,7 +85,7 @@ def pretrain(config: PretrainConfig, folder: Path, on_step: Callable[[int, int, 
         derive(config.seed, "short"),
         good_share=0.85,
         replies=2,
-        users=("vanilla",),
+        user_types=("vanilla",),
     )
     whole = write_corpus(config.language, config.think, config.dialogues, config.seed)
     texts = [text for dialogue, _ in whole for text in _texts(dialogue)]
@@ -202,7 +199,7 @@ def _hint_batches(
     def example(turn: list[int], words: set[int], first: list[int]) -> Example:
         context = [rng.randrange(vocabulary) if token in words and rng.random() < _LOST else token for token in turn]
         context += thought
-        sample = from_trace(Trace(context=context, replies=[Reply(len(context), [rng.choice(first)], [0.0])]))
+        sample = from_records([TokenRecord(context, [rng.choice(first)], [0.0])])
         return sample, torch.tensor([_HINT_WEIGHT])
 
     batches: list[list[Example]] = []
@@ -215,25 +212,24 @@ def _hint_batches(
 def _drill(rng: random.Random, vocabulary: int) -> Example:
     """Noise, a run of random tokens, noise, the same run: the second run can be told from the first."""
     run, before, between = ([rng.randrange(vocabulary) for _ in range(rng.randint(4, 16))] for _ in range(3))
-    start = len(before) + len(run) + len(between)
-    reply = Reply(start + 1, run[1:], [0.0] * (len(run) - 1))
-    sample = from_trace(Trace(context=[*before, *run, *between, run[0]], replies=[reply]))
-    return sample, torch.ones(len(run) - 1)
+    record = TokenRecord([*before, *run, *between, run[0]], run[1:], [0.0] * (len(run) - 1))
+    return from_records([record]), torch.ones(len(run) - 1)
 
 
 def _example(dialogue: Dialogue, lines: list[Line], chat: ChatFormat, config: PretrainConfig) -> Example:
     """A dialogue as the policy would have sampled it, with the loss weight of each token."""
-    trace = Trace(context=chat.opening(dialogue.opening))
+    context = chat.opening(dialogue.opening)
+    records: list[TokenRecord] = []
     weights: list[float] = []
     for turn, line in zip(dialogue.turns, lines, strict=True):
         ids, weight = _weigh(line, chat, config.handle_weight, config.act_weight)
-        trace.replies.append(Reply(len(trace.context), ids, [0.0] * len(ids)))
+        records.append(TokenRecord(list(context), ids, [0.0] * len(ids)))
         weights += weight
         if turn.reaction is None or turn is dialogue.turns[-1]:
             break
         said = [*chat.text(turn.reply), chat.stop] if dialogue.think else ids
-        trace.context += said + chat.turn(turn.reaction.utterance)
-    return from_trace(trace), torch.tensor(weights)
+        context += said + chat.turn(turn.reaction.utterance)
+    return from_records(records), torch.tensor(weights)
 
 
 def _weigh(line: Line, chat: ChatFormat, handle_weight: float, act_weight: float) -> tuple[list[int], list[float]]:

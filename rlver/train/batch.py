@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlver.core.dialogue import Dialogue, TokenRecord
 from rlver.inference.decoder import attention_mask
-from rlver.policies.local import Trace
 from rlver.train.shared_prefix import Prefix, can_share, find_prefix, rest_states
 
 TRUNK = -1
@@ -49,33 +49,42 @@ class Sample:
         return len(self.ids)
 
 
-def from_trace(trace: Trace) -> Sample:
-    """The sample of a dialogue that a local policy sampled."""
-    last = trace.replies[-1]
-    # The last reply was never fed back, and with thinking no reply is part of the context as it was sampled.
-    inline = all(not r.lead and trace.context[r.start : r.start + len(r.ids)] == r.ids for r in trace.replies[:-1])
-    ids = list(trace.context)
+def from_dialogue(dialogue: Dialogue) -> Sample:
+    """The sample of a dialogue whose replies a local model or a token server sampled."""
+    return from_records([turn.tokens for turn in dialogue.turns if turn.tokens is not None])
+
+
+def from_records(records: Sequence[TokenRecord]) -> Sample:
+    """The sample of the replies of one dialogue, in order."""
+    context = records[-1].context_ids
+    starts = [len(record.prompt_ids) - record.lead for record in records]
+    # The last reply is in no context, and with thinking no reply is part of a context as it was sampled.
+    inline = all(
+        not record.lead and context[start : start + len(record.token_ids)] == record.token_ids
+        for record, start in zip(records[:-1], starts, strict=False)
+    )
+    ids = list(context)
     positions = list(range(len(ids)))
     branches = [TRUNK] * len(ids)
     limits = [position + 1 for position in positions]
     trained: list[int] = []
     sources: list[int] = []
     turns: list[int] = []
-    for turn, reply in enumerate(trace.replies):
-        if inline and reply is not last:
-            first = reply.start
+    for turn, (record, start) in enumerate(zip(records, starts, strict=True)):
+        if inline and record is not records[-1]:
+            first = start
         else:
-            branch = reply.lead + reply.ids
-            first = len(ids) + len(reply.lead)
+            branch = record.prompt_ids[start:] + record.token_ids
+            first = len(ids) + record.lead
             ids += branch
-            positions += range(reply.start, reply.start + len(branch))
+            positions += range(start, start + len(branch))
             branches += [turn] * len(branch)
-            limits += [reply.start] * len(branch)
-        trained += range(first, first + len(reply.ids))
-        sources += [first - 1 if reply.lead else reply.start - 1, *range(first, first + len(reply.ids) - 1)]
-        turns += [turn] * len(reply.ids)
-    logprobs = [p for reply in trace.replies for p in reply.logprobs]
-    # By way of NumPy, which reads lists several times faster.
+            limits += [start] * len(branch)
+        trained += range(first, first + len(record.token_ids))
+        sources += [first - 1 if record.lead else start - 1, *range(first, first + len(record.token_ids) - 1)]
+        turns += [turn] * len(record.token_ids)
+    logprobs = [logprob for record in records for logprob in record.logprobs]
+    # NumPy reads lists several times faster than torch does.
     tokens = torch.from_numpy(np.array((ids, positions, branches, limits)))
     sampled = torch.from_numpy(np.array((trained, sources, turns)))
     return Sample(*tokens, *sampled, torch.tensor(logprobs))  # type: ignore[call-arg]  # not counted by mypy

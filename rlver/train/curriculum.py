@@ -11,11 +11,11 @@ from statistics import fmean
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from rlver.core.dialogue import Dialogue
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Intention, Profile
 from rlver.core.seeds import derive
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
-from rlver.users.base import UserType
 
 T = TypeVar("T")
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import Preset
+from rlver.core.interfaces import User, UserType
 from rlver.core.seeds import derive
-from rlver.policies.local import LocalPolicy, Trace
+from rlver.policies.local import LocalPolicy
 from rlver.rollout import play
 from rlver.train.credit import Credit, turn_rewards
 from rlver.train.curriculum import Meeting
-from rlver.users.base import User, UserType
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,6 @@ class Group:
 
     meeting: Meeting
     dialogues: list[Dialogue]
-    traces: list[Trace]
-    """The same dialogues as token ids."""
 
     def varies(self, credit: Credit) -> bool:
         """Whether some rollout earned more than another; else comparing them teaches nothing."""
@@ -60,7 +58,7 @@ def play_groups(
         slots=slots,
     )
     groups = [
-        Group(meeting, dialogues[start : start + size], policy.traces[start : start + size])
+        Group(meeting, dialogues[start : start + size])
         for meeting, start in zip(meetings, range(0, len(everyone), size), strict=True)
     ]
     sound = [group for group in groups if not any(map(_failed, group.dialogues))]

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from rlver.core.dialogue import Dialogue, StopReason
-from rlver.policies.local import Reply
 from rlver.users.embedded.judge import suits
 
 
-def dialogue_metrics(dialogues: Sequence[Dialogue], replies: Sequence[Sequence[Reply]]) -> dict[str, float]:
-    """Metrics of played dialogues; `replies` holds the sampled replies of each."""
+def dialogue_metrics(dialogues: Sequence[Dialogue]) -> dict[str, float]:
+    """Metrics of played dialogues."""
     by_intention: dict[str, list[float]] = defaultdict(list)
     for dialogue in dialogues:
         by_intention[dialogue.profile.intention].append(100 * dialogue.reward)
@@ -31,7 +30,7 @@ def dialogue_metrics(dialogues: Sequence[Dialogue], replies: Sequence[Sequence[R
         "failure": fmean(dialogue.failure for dialogue in dialogues),
         "turns": fmean(len(dialogue.turns) for dialogue in dialogues),
         "fit": fmean(acts) if acts else 0.0,
-        "tokens_per_reply": fmean(len(reply.ids) for row in replies for reply in row),
+        "tokens_per_reply": fmean(len(turn.tokens.token_ids) for d in dialogues for turn in d.turns if turn.tokens),
         "repeated_replies": fmean(repeated),
         "bad_format": fmean(dialogue.stop is StopReason.BAD_FORMAT for dialogue in dialogues),
         **{f"score/{intention}": fmean(scores) for intention, scores in sorted(by_intention.items())},

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
 from rlver.train.credit import Credit
-from rlver.users.base import UserType
 
 Algorithm = Literal["grpo", "ppo", "gae", "rloo", "reinforce++", "dr-grpo"]
 """`gae` is another name of `ppo`."""

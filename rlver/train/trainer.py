@@ -22,15 +22,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import get_preset
 from rlver.core.errors import RlverError
+from rlver.core.interfaces import User, UserType
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.inference.cores import Cores
-from rlver.inference.engines.load import LOCAL, resolve_engine
-from rlver.inference.exactness import check_trace
-from rlver.policies.local import LocalPolicy, Trace
+from rlver.inference.engines.load import LOCAL, load_engine
+from rlver.inference.exactness import check_dialogue
+from rlver.policies.local import LocalPolicy
 from rlver.rollout import closing, run
 from rlver.train.advantages.estimate import estimate
-from rlver.train.batch import Batch, Sample, collate, from_trace, hidden_states, micro_batches
+from rlver.train.batch import Batch, Sample, collate, from_dialogue, hidden_states, micro_batches
 from rlver.train.config import TrainConfig
 from rlver.train.credit import turn_rewards
 from rlver.train.curriculum import Curriculum
@@ -48,7 +49,6 @@ from rlver.train.models.logits import logprobs_and_entropies, token_logprobs
 from rlver.train.models.optimizer import make_optimizer
 from rlver.train.models.reference import Reference
 from rlver.train.parallel import Backward, learn
-from rlver.users.base import User, UserType
 
 _MAX_DIVERGENCE = 10.0
 """Largest estimate of the divergence at one token, in nats; k3 grows with the ratio of the probabilities itself."""
@@ -105,7 +105,7 @@ class Trainer:
             think=config.think,
             max_tokens=config.max_tokens,
             temperature=config.temperature,
-            engine=None if config.engine == LOCAL else resolve_engine(config.engine, model, weights=weights),
+            engine=None if config.engine == LOCAL else load_engine(config.engine, model, weights=weights),
             cores=self.cores,
         )
         self._logits = config.temperature, config.logit_tokens
@@ -118,8 +118,8 @@ class Trainer:
             )
         self.curriculum = Curriculum(config, profiles)
         self._longest = self.preset.replies * config.max_tokens
-        self.traces: list[Trace] = []
-        """The dialogues of the last step as token ids."""
+        self._checked = False
+        """Whether the token ids of a first step were checked against its texts."""
         self.failures: list[str] = []
         """Why dialogues of the last step failed."""
 
@@ -128,12 +128,12 @@ class Trainer:
         config = self.config
         groups, metrics = self._play(step)
         dialogues = [dialogue for group in groups for dialogue in group.dialogues]
-        first, self.traces = not self.traces, [trace for group in groups for trace in group.traces]
-        if first:  # once a run: the ids of the talks are what was said, and what the template says
-            for dialogue, trace in zip(dialogues, self.traces, strict=True):
-                check_trace(self.policy.chat, dialogue, trace)
-        experiences, found = self._evaluate(dialogues, [from_trace(trace) for trace in self.traces])
-        metrics |= found | dialogue_metrics(dialogues, [trace.replies for trace in self.traces])
+        if not self._checked:
+            for dialogue in dialogues:
+                check_dialogue(self.policy.chat, dialogue)
+            self._checked = True
+        experiences, found = self._evaluate(dialogues, [from_dialogue(dialogue) for dialogue in dialogues])
+        metrics |= found | dialogue_metrics(dialogues)
         for optimizer, lr in zip(self.optimizers.values(), (config.lr, config.critic_lr), strict=False):
             optimizer.param_groups[0]["lr"] = lr * config.rate(step)
         rng = random.Random(derive(config.seed, "minibatches", step))
@@ -154,7 +154,7 @@ class Trainer:
     def rest(self) -> None:
         """Make the policy ready to talk: no dropout, and whoever samples has the weights as they are now."""
         self._training(False)
-        run(closing(self.policy.update_weights(), self.policy), self.policy.waits)
+        run(closing(self.policy.update_weights(), self.policy))
 
     def _play(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """Meet users and play the dialogues of a step, again until the batch is full if flat groups are refilled."""

@@ -1,4 +1,4 @@
-"""The LLM-backed sentient agent: a language model feels (step one) and speaks (step two) as the simulated user.
+"""A language model as the simulated user: it first judges the reply (step one), then speaks (step two).
 
 SAGE (arXiv 2505.02847, section 2), with prompts of our own. What the policy said is a quotation for the model, in a
 fence that it cannot forge, and the verdict is read from the model's own object alone: nothing in a reply is a number.
@@ -14,15 +14,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from rlver.core.data import digest
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import Band, band
 from rlver.core.errors import CallFailed, RlverError, Unreadable
+from rlver.core.interfaces import UserType
 from rlver.core.profile import ChatIntention, Frozen, Language, Profile
 from rlver.core.seeds import derive
 from rlver.llm import LLM, ask
 from rlver.llm.parse import points
 from rlver.text.words import script_share
-from rlver.users.base import Opening, UserType
 from rlver.users.prompts import fill, pieces, prompts_hash, quote, quote_talk
 
 LONGEST_UTTERANCE = 1200
@@ -83,7 +83,7 @@ class LlmUser:
         self,
         speaker: LLM,
         language: Language,
-        user: UserType = "vanilla",
+        user_type: UserType = "vanilla",
         *,
         judges: Sequence[LLM] = (),
         options: JudgeOptions | None = None,
@@ -91,7 +91,7 @@ class LlmUser:
         self.speaker = speaker
         self.judges = tuple(judges) or (speaker,)
         self.language = language
-        self.user = user
+        self.user_type = user_type
         self.options = options or JudgeOptions()
 
     @property
@@ -100,7 +100,7 @@ class LlmUser:
         specs = "+".join(llm.endpoint.spec for llm in self.judges)
         mark = digest(prompts_hash(self.language), self.options.model_dump_json(), specs)
         judged = "" if self.judges == (self.speaker,) else f"/judged by {specs}"
-        return f"{self.speaker.endpoint.spec}{judged}/{self.user}/{self.language}@{mark}"
+        return f"{self.speaker.endpoint.spec}{judged}/{self.user_type}/{self.language}@{mark}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,20 +115,21 @@ class LlmUser:
         """The clients behind this user."""
         return tuple(dict.fromkeys((self.speaker, *self.judges)))
 
-    async def open(self, profile: Profile, seed: int) -> Opening:
-        """The first utterance: the profile's own if it has one, else the model finds one."""
+    async def open(self, dialogue: Dialogue, seed: int) -> Opening:
+        """The first utterance: the profile's own if it has one, else the model writes one."""
+        profile = dialogue.profile
         if profile.language != self.language:
             raise RlverError(f"{profile.id}: speaks {profile.language!r}, and this user {self.language!r}.")
         if profile.opening:
-            return Opening(profile.opening, None, False)
+            return Opening(profile.opening)
         speech = await self._speak(fill("open", self.language, self._person(profile)), derive(seed, "open"), [])
-        return Opening(speech.utterance, None, False)
+        return Opening(speech.utterance)
 
     async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """Feel, then speak. Raises Unreadable if the model gives no usable answer, CallFailed if it gives none."""
         turn = len(dialogue.turns)
         verdict, votes = await self.judge(dialogue, derive(seed, turn, "judge"))
-        after = dialogue.preset.apply(dialogue.score, verdict.change)
+        after = dialogue.preset.apply(dialogue.emotion, verdict.change)
         thought = "\n".join((verdict.content, verdict.fit, verdict.activity, verdict.feeling))
         said = [message.content for message in dialogue.messages() if message.role == "user"]
         slots = self._person(dialogue.profile) | self._talk(dialogue, derive(seed, turn, "mark"), all_of_it=True)
@@ -137,7 +138,7 @@ class LlmUser:
         leaving = words["leaving"][band(after) if ends.get(band(after)) else "stay"]
         slots |= {
             "score": f"{after:.0f}",
-            "before": f"{dialogue.score:.0f}",
+            "before": f"{dialogue.emotion:.0f}",
             "band": words["band"][band(after)],
             "thought": quote(f"{verdict.activity} {verdict.feeling}"),
             "leaving": leaving,
@@ -146,7 +147,7 @@ class LlmUser:
         return Reaction(change=verdict.change, thought=thought, utterance=speech.utterance, votes=votes)
 
     async def close(self) -> None:
-        """Close connections; the agent can be used again."""
+        """Close connections; the user can be used again."""
         for llm in self.models:
             await llm.close()
 
@@ -159,8 +160,8 @@ class LlmUser:
         reply = dialogue.turns[-1].reply
         slots = self._person(dialogue.profile) | self._talk(dialogue, derive(seed, "mark"))
         slots |= {
-            "score": f"{dialogue.score:.0f}",
-            "band": pieces(self.language)["band"][band(dialogue.score)],
+            "score": f"{dialogue.emotion:.0f}",
+            "band": pieces(self.language)["band"][band(dialogue.emotion)],
             "reply": quote(reply),
         }
         prompt = fill("judge", self.language, slots)
@@ -230,7 +231,7 @@ class LlmUser:
             "story": profile.story.text or facts,
             "scenario": words["scenario"]["chat" if isinstance(profile.intention, ChatIntention) else "support"],
             "want": words["want"][profile.intention],
-            "manner": words["manner"][self.user],
+            "manner": words["manner"][self.user_type],
         }
 
     def _talk(self, dialogue: Dialogue, seed: int, all_of_it: bool = False) -> dict[str, str]:

@@ -52,7 +52,7 @@ dialogues = st.builds(
 @given(dialogue=dialogues)
 def test_turn_rewards_telescope(dialogue: Dialogue) -> None:
     rewards = turn_rewards(dialogue, "turn")
-    end = 0.0 if dialogue.stop is StopReason.BAD_FORMAT else dialogue.score
+    end = 0.0 if dialogue.stop is StopReason.BAD_FORMAT else dialogue.emotion
     assert len(rewards) == len(dialogue.turns)
     assert sum(rewards) == near((end - dialogue.preset.start) / 10)
     # The undiscounted return of a turn is all that it and the later ones moved.

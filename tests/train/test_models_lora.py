@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rlver.core.errors import RlverError
 from rlver.core.profile import Profile
 from rlver.inference.model_folder import ADAPTER, load_model
-from rlver.policies.load import resolve_policy
+from rlver.policies.load import load_policy
 from rlver.policies.local import LocalPolicy
 from rlver.rollout import play
 from rlver.stories.generate import generate
@@ -221,7 +221,7 @@ def test_a_trained_adapter_is_a_policy(base: Path, trained: dict[str, Path], wor
     whole, _ = load_model(base)
     assert not torch.allclose(logprobs(model), logprobs(whole), atol=1e-2)
     assert torch.equal(logprobs(load_model(trained["grpo"] / "base")[0]), logprobs(whole))
-    policy = resolve_policy(str(trained["grpo"] / "policy"), "en")
+    policy = load_policy(str(trained["grpo"] / "policy"), "en")
     assert isinstance(policy, LocalPolicy) and policy.max_tokens == 6
     from toys import Toy
 

@@ -21,7 +21,7 @@ from rlver.train.plan.live_bytes import LiveBytes
 from rlver.train.plan.longest_dialogue import Longest, longest
 from rlver.train.plan.memory import MemoryPlan, plan
 from rlver.train.trainer import Trainer
-from rlver.users import EmbeddedUser
+from rlver.users.embedded.user import EmbeddedUser
 
 LARGE = Qwen2Config(
     vocab_size=152_064,

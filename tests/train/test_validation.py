@@ -15,7 +15,7 @@ from rlver.core.errors import RlverError
 from rlver.core.profile import write_profiles
 from rlver.evaluation.benchmark import run_benchmark
 from rlver.evaluation.statistics import estimate
-from rlver.policies.load import resolve_policy
+from rlver.policies.load import load_policy
 from rlver.stories import benchmark_profiles
 from rlver.stories.generate import generate
 from rlver.train.runs.outcome import Outcome, read_outcome
@@ -23,7 +23,7 @@ from rlver.train.runs.profiles import EVALUATION_SEED, evaluation_profiles
 from rlver.train.runs.run_folder import read_json
 from rlver.train.runs.training_run import run
 from rlver.train.runs.validation import Best, Evaluator, Score, score_of
-from rlver.users import EmbeddedUser
+from rlver.users.embedded.user import EmbeddedUser
 
 NAMES = {"score", "low", "high", "success", "failure"}
 
@@ -53,7 +53,7 @@ def test_the_numbers_are_those_of_a_benchmark_of_the_policy(evaluated: Path, bas
     """The trained folder, measured by the benchmark's own means on the same people."""
     profiles = generate("en", "validation", 4, EVALUATION_SEED)
     agent = EmbeddedUser("en", "vanilla", "validation")
-    policy = resolve_policy(str(evaluated / "policy"), "en")
+    policy = load_policy(str(evaluated / "policy"), "en")
     found = estimate(run_benchmark(profiles, policy, agent, get_preset("sage"), EVALUATION_SEED))
     last = {name: lines(evaluated)[-1][f"eval/vanilla/{name}"] for name in NAMES}
     assert last == {

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.profile import Profile
 from rlver.inference.chat_format import ChatFormat
 from rlver.policies.local import Trace
 from rlver.policies.prompts import system_prompt
 from rlver.train.config import TrainConfig
 from rlver.train.trainer import Trainer
-from rlver.users.base import Opening
 
 ROOT = Path(__file__).parents[2]
 LINES = ["I see.", "It is not your fault.", "You did so well!", "Why did they do it?", "Calm down."]

@@ -1,4 +1,4 @@
-"""What every rollout engine can do: hold conversations as token ids, and sample replies to them."""
+"""What every rollout engine can do: hold conversations as token ids, and sample replies."""
 
 from __future__ import annotations
 
@@ -30,24 +30,21 @@ class Sampled(NamedTuple):
 
 
 class Engine(Protocol):
-    """Samples replies for conversations that grow by appending. One engine serves all that share its model.
+    """Samples replies for conversations that grow by appending. One engine serves everybody who shares its model.
 
-    A conversation is a number. It holds the tokens that were given and those that were sampled, except a reply's
-    last: that one begins the next chunk, as the caller says whether the reply stays part of the talk.
+    A conversation is a number. It holds the tokens that were given and those that were sampled, except the last token
+    of a reply. That one begins the next chunk, because the caller decides whether the reply stays in the context.
     """
-
-    @property
-    def waits(self) -> bool:
-        """Whether replies come from outside of this process, so that waiting for them takes an event loop."""
 
     def open(self) -> int:
         """Begin a conversation without tokens."""
 
     def reply(self, conversation: int, chunk: Sequence[int], seed: int, sampling: Sampling) -> Awaitable[Sampled]:
-        """Append a chunk of at least one id and sample a reply. What the seed draws, no other conversation moves.
+        """Append a chunk of at least one id and sample a reply. The draws depend on the seed, not on other
+        conversations.
 
         Raises:
-            CallFailed: no reply to be had; the conversation is as it was, and others may fare better.
+            CallFailed: there is no reply. The conversation is unchanged, and other conversations may succeed.
             RlverError: the engine cannot be used at all.
         """
 
@@ -55,17 +52,14 @@ class Engine(Protocol):
         """Forget all but the first `length` tokens."""
 
     def end(self, conversation: int) -> None:
-        """Forget a conversation; nobody may name it again."""
-
-    def clear(self) -> None:
-        """Free what is kept of ended conversations."""
+        """Forget a conversation. Its number is not valid any more."""
 
     async def update_weights(self, model: PreTrainedModel) -> None:
         """Sample from these weights from now on. To be called after every update of the model, between batches.
 
         Raises:
-            RlverError: the engine has not taken them.
+            RlverError: the engine could not take them.
         """
 
     async def close(self) -> None:
-        """Close connections; the engine can be used again."""
+        """Close connections. The engine can be used again."""

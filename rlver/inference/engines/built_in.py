@@ -1,12 +1,12 @@
-"""The built-in engine: continuous batching over one ragged KV cache, without threads and without an event loop.
+"""The built-in engine: continuous batching over one ragged KV cache.
 
-Who waits for a reply takes turns with the others (`asyncio.sleep(0)`, which any driver can resume), and the first of
-every round moves the engine by one token. So embedded users react between two tokens, users behind an endpoint take
-their time while others generate, and the schedule depends on nothing but the order of the requests.
+Requests that wait for a reply share one event loop. The engine decodes one token for all of them, lets every task that
+has its reply go on, and decodes the next token. So embedded users react between two tokens, and users behind an
+endpoint answer while others generate. The schedule depends on nothing but the order of the requests.
 
-A reply begins with a forward pass over the new tokens, which costs about as much as one that decodes a token of
-everybody at work. So requests wait until their rows, taken together, have idled through as many steps as there are
-rows: from then on waiting costs more than it saves. Whoever stops together with all others goes on together with them.
+A reply begins with a forward pass over the new tokens, which costs about as much as a decoding step of the whole batch.
+So requests wait until their rows, taken together, have idled through as many steps as there are rows. From then on
+waiting would cost more than it saves. Requests that end together therefore go on together.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class _Request:
     uniforms: Tensor
     """(max_tokens,) token k of the reply is drawn with the k-th number."""
     sampling: Sampling
+    reply: asyncio.Future[Sampled]
+    conversation: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     done: bool = False
@@ -62,8 +64,6 @@ class LocalEngine:
 
     The cache has as many rows as conversations have been open at once, as long as the longest of them.
     """
-
-    waits = False
 
     def __init__(self, model: PreTrainedModel, cores: Cores | None = None) -> None:
         """Sample from a model, with these cores of a CPU."""
@@ -77,6 +77,7 @@ class LocalEngine:
         self._waiting: list[_Request] = []
         self._working: list[_Request] = []
         self._idled = 0
+        self._scheduled = False
         self._tokens: Tensor
         self._positions: Tensor
         self._drawn: Tensor
@@ -100,19 +101,15 @@ class LocalEngine:
             raise ValueError("replies that are sampled together must have the same temperature")
         talk = self._talks[conversation]
         uniforms = torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed))
-        request = _Request(talk, chunk, talk.length, uniforms, sampling)
+        future: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
+        request = _Request(talk, chunk, talk.length, uniforms, sampling, future, conversation)
         self._waiting.append(request)
+        self._schedule()
         try:
-            while not request.done:
-                seen = self.steps
-                await asyncio.sleep(0)
-                # Everybody has had a turn since the last step: the first who is back takes the next one.
-                if seen == self.steps and not request.done:
-                    self._step()
+            return await future
         except BaseException:
             self._withdraw(request)
             raise
-        return Sampled(request.ids, request.logprobs)
 
     def rewind(self, conversation: int, length: int) -> None:
         """See `Engine.rewind`."""
@@ -120,11 +117,17 @@ class LocalEngine:
         talk.length, talk.head = length, talk.head[:length]
 
     def end(self, conversation: int) -> None:
-        """See `Engine.end`."""
+        """See `Engine.end`. When no conversation is left, the cache is freed, unless another one begins at once."""
         self._talks.pop(conversation).ended = True
+        if self._talks:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self.clear)
+        except RuntimeError:  # no event loop is running
+            self.clear()
 
     def clear(self) -> None:
-        """See `Engine.clear`. Does nothing while a conversation is open."""
+        """Free the cache. Does nothing while a conversation is open."""
         if not self._talks:
             self._seats = []
             self._sampler.clear()
@@ -134,10 +137,35 @@ class LocalEngine:
         self.clear()
 
     async def close(self) -> None:
-        """Nothing is open towards the outside."""
+        """There are no connections."""
+
+    def _schedule(self) -> None:
+        """Take a step as soon as all tasks that can go on have done so."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._advance)
+
+    def _advance(self) -> None:
+        """Take a step and hand out the replies that it completed, those of older conversations first."""
+        self._scheduled = False
+        requests = [*self._working, *self._waiting]
+        if not requests:
+            return
+        try:
+            self._step()
+        except Exception as error:
+            for request in requests:
+                if not request.reply.done():
+                    request.reply.set_exception(error)
+            return
+        for request in sorted(requests, key=lambda request: request.conversation):
+            if request.done and not request.reply.done():
+                request.reply.set_result(Sampled(request.ids, request.logprobs))
+        if self._working or self._waiting:
+            self._schedule()
 
     def _withdraw(self, request: _Request) -> None:
-        """Nobody waits for this any more."""
+        """Forget a request whose task was cancelled or failed."""
         self._waiting = [other for other in self._waiting if other is not request]
         self._working = [other for other in self._working if other is not request]
         request.talk.length = request.start

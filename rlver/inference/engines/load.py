@@ -18,7 +18,7 @@ SERVER_LIMITS = Limits(concurrency=256, timeout=600.0)
 """A server batches by itself and queues what is too much; loading weights takes time."""
 
 
-def resolve_engine(
+def load_engine(
     spec: str,
     model: PreTrainedModel,
     *,

@@ -136,8 +136,6 @@ class ServerEngine:
         weights: folder that the server can read too; `update_weights` writes into it, and keeps the last two.
     """
 
-    waits = True
-
     def __init__(self, llm: LLM, style: str, model: str = "", weights: Path | None = None) -> None:
         self.llm = llm
         self.style = style
@@ -178,9 +176,6 @@ class ServerEngine:
     def end(self, conversation: int) -> None:
         """See `Engine.end`."""
         del self._talks[conversation]
-
-    def clear(self) -> None:
-        """The server's cache is its own business."""
 
     async def update_weights(self, model: PreTrainedModel) -> None:
         """See `Engine.update_weights`. Writes safetensors, then tells the server where they are."""

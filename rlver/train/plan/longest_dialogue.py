@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rlver.core.emotion import get_preset
+from rlver.core.interfaces import User
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.inference.chat_format import ChatFormat
@@ -16,7 +17,6 @@ from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
-from rlver.users.base import User
 
 _PROFILES = 48
 _SCRIPTS = ("oracle", "generic")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import get_args
 
 from rlver.core.errors import RlverError
+from rlver.core.interfaces import User, UserType
 from rlver.llm import LLM, parse_endpoint
 from rlver.llm.endpoint import is_endpoint
 from rlver.train.config import TrainConfig
-from rlver.users.base import User, UserType
-from rlver.users.load import resolve_user
+from rlver.users.load import load_user
 
 
 def users_of(config: TrainConfig) -> Mapping[UserType, User]:
@@ -25,6 +25,6 @@ def users_of(config: TrainConfig) -> Mapping[UserType, User]:
     if is_endpoint(config.simulator):
         client = LLM(parse_endpoint(config.simulator))
     return {
-        user: resolve_user(config.simulator, config.language, user=user, phrasing="train", connect=lambda _: client)
-        for user in types
+        kind: load_user(config.simulator, config.language, user_type=kind, phrasing="train", connect=lambda _: client)
+        for kind in types
     }

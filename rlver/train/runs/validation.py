@@ -8,19 +8,18 @@ the end. Profiles and seeds are fixed: all evaluations of all runs ask the same 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from rlver.core.data import digest
 from rlver.core.emotion import get_preset
+from rlver.core.interfaces import UserType
 from rlver.evaluation.benchmark import run_benchmark
 from rlver.evaluation.statistics import summarise
 from rlver.policies.local import LocalPolicy
 from rlver.train.config import TrainConfig
 from rlver.train.runs.profiles import EVALUATION_SEED, evaluation_profiles
-from rlver.users import EmbeddedUser
-from rlver.users.base import UserType
+from rlver.users.embedded.user import EmbeddedUser
 
 PREFIX = "eval/"
 
@@ -63,7 +62,7 @@ class Evaluator:
         for user, agent in self._agents.items():
             transcripts = run_benchmark(
                 self._profiles,
-                copy.copy(policy),  # traces and cache of its own, which go with it
+                policy,
                 agent,
                 get_preset(self._config.preset),
                 EVALUATION_SEED,

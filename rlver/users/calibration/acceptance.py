@@ -10,14 +10,15 @@ from typing import Any, get_args
 from rlver.core.data import read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import PRESETS
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
 from rlver.core.transcript import record
 from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play
 from rlver.stories import benchmark_profiles
-from rlver.users import EmbeddedUser, UserType
 from rlver.users.calibration.recorded import Recorded, replay
 from rlver.users.embedded.judge import judge
+from rlver.users.embedded.user import EmbeddedUser
 
 PUBLISHED: dict[str, tuple[float, float]] = {"vanilla": (0.524, 0.786), "challenging": (0.331, 0.636)}
 """Strategy acceptance rate and need-expression level of the authors' users."""

@@ -7,13 +7,14 @@ from statistics import mean
 from typing import Any
 
 from rlver.core.emotion import PRESETS
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
 from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play
 from rlver.stories import benchmark_profiles
-from rlver.users import EmbeddedUser, UserType
 from rlver.users.calibration.recorded import Recorded
 from rlver.users.embedded.judge import STEPS
+from rlver.users.embedded.user import EmbeddedUser
 
 POLICIES = ("generic", "praise", "hedge", "random", "oracle")
 """Scripted policies from worse to better."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlver.core.errors import RlverError
-from rlver.users.base import UserType
+from rlver.core.interfaces import UserType
 from rlver.users.calibration.recorded import Recorded, replay
 from rlver.users.embedded.judge import judge
 from rlver.users.embedded.weights import Weights

@@ -14,16 +14,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.core.files import read_file
+from rlver.core.interfaces import UserType
 from rlver.core.jsonl import read_objects
 from rlver.core.profile import Frozen, Intention, Profile
 from rlver.core.transcript import Transcript
 from rlver.formats.sage_profiles import is_official, parse_official
 from rlver.stories.generate import regenerate
-from rlver.users.base import UserType
 from rlver.users.embedded.acts import tag
 from rlver.users.embedded.cues import Cues, read_cues
 from rlver.users.embedded.judge import Observation, observe
@@ -149,7 +149,8 @@ def replay(recorded: Recorded) -> Iterable[tuple[Dialogue, Cues, float]]:
     preset = PRESETS["release"].model_copy(update={**rules, "replies": len(recorded.turns) + 1})
     dialogue = Dialogue(recorded.profile, preset)
     facts = recorded.profile.story.facts
-    dialogue.begin(recorded.opening, next((i for i, fact in enumerate(facts) if fact.say in recorded.opening), None))
+    fact = next((i for i, fact in enumerate(facts) if fact.say in recorded.opening), None)
+    dialogue.begin(Opening(recorded.opening, fact))
     for reply, change, utterance in recorded.turns:
         dialogue.stop = None  # the recorded judge decides when it is over
         dialogue.reply(reply)
@@ -173,7 +174,7 @@ def judged_replies(
                     profile=recorded.profile.id,
                     intention=recorded.profile.need,
                     dialogue=number,
-                    score=dialogue.score,
+                    score=dialogue.emotion,
                     change=change,
                     seen=observe(cues, dialogue, user),
                 )

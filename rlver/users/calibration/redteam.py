@@ -6,16 +6,18 @@ import random
 from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from rlver.core.data import read_text, read_yaml
-from rlver.core.dialogue import Dialogue, Turn
+from rlver.core.dialogue import Dialogue, Reply, Turn
 from rlver.core.emotion import PRESETS
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Language, Profile
 from rlver.rollout import play
-from rlver.users import EmbeddedUser, UserType
 from rlver.users.embedded.acts import NEED_ACTS
 from rlver.users.embedded.cues import read_cues
 from rlver.users.embedded.judge import add_up, observe
+from rlver.users.embedded.user import EmbeddedUser
 from rlver.users.embedded.weights import Weights, default_weights
 
 LIMIT = 45.0
@@ -38,15 +40,11 @@ class Talker:
     def __init__(self, name: str, say: Say) -> None:
         self.spec = name
         self._say = say
+        self._rngs: WeakKeyDictionary[Dialogue, random.Random] = WeakKeyDictionary()
 
-    def start(self, dialogues: Sequence[Dialogue], seeds: Sequence[int]) -> None:
-        """See `Policy.start`."""
-        self._dialogues = list(dialogues)
-        self._rngs = [random.Random(seed) for seed in seeds]
-
-    def reply(self, active: Sequence[int]) -> list[str]:
+    async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
         """See `Policy.reply`."""
-        return [self._say(self._dialogues[i], self._rngs[i]) for i in active]
+        return Reply.parse(self._say(dialogue, self._rngs.setdefault(dialogue, random.Random(seed))), self.think)
 
 
 def cheats(language: Language, user: UserType, weights: Weights | None = None) -> dict[str, Say]:
@@ -186,7 +184,7 @@ def _kept(name: str, user: str, value: float) -> bool:
 
 def judged(dialogue: Dialogue, text: str, user: UserType, weights: Weights) -> float:
     """Points that the judge would give to a reply, which is not kept."""
-    dialogue.turns.append(Turn(raw=text, reply=text, score=dialogue.score))
+    dialogue.turns.append(Turn(raw=text, reply=text, score=dialogue.emotion))
     try:
         seen = observe(read_cues(dialogue), dialogue, user)
         return sum(add_up(seen, dialogue.profile.need, weights).values())

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from rlver.core.dialogue import Dialogue, Reason
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Character, Intention, Language
-from rlver.users.base import UserType
 from rlver.users.embedded.acts import NEED_ACTS, OTHER_ACTS
 from rlver.users.embedded.cues import Cues, need_acts
 from rlver.users.embedded.weights import Weights, default_weights
@@ -131,7 +131,7 @@ def observe(cues: Cues, dialogue: Dialogue, user: UserType) -> Observation:
     last = dialogue.turns[-2].reaction if len(dialogue.turns) > 1 else None
     before = dialogue.turns[-3].reaction if len(dialogue.turns) > 2 else None
     state = {
-        "mood": dialogue.score,
+        "mood": dialogue.emotion,
         "momentum": last.change if last else 0.0,
         "memory": before.change if before else 0.0,
         "turn": len(dialogue.turns) - 1,
@@ -224,7 +224,7 @@ def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dic
         # In a long reply one sentence out of the ordinary is nothing; half of them are.
         "garbled": -min(10.0, 4.0 * (usual * max(0.0, cues.half_garbled - 2.5) + (1 - usual) * cues.garbled))
         - 4.0 * min(2, cues.doubled),
-        "repeated": _said_again(cues.again, dialogue.score, usual),
+        "repeated": _said_again(cues.again, dialogue.emotion, usual),
         "too_long": -min(10.0, 2.0 * max(0.0, cues.long - 3.0)),  # nobody reads that
     }
     # What takes up nothing of what I tell could be said to anyone. Once is human; who goes on so does not listen.

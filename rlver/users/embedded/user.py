@@ -1,4 +1,4 @@
-"""The embedded sentient agent: a simulated user that runs anywhere, offline, and explains every point it gives."""
+"""The embedded user: it runs anywhere, offline, and explains every point that it gives."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import random
 
 from rlver.core.data import digest, read_text
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import SUCCESS_AT, band
+from rlver.core.interfaces import UserType
 from rlver.core.profile import Language, Profile
-from rlver.users.base import Opening, UserType
 from rlver.users.embedded.acts import NEED_ACTS
 from rlver.users.embedded.cues import read_cues
 from rlver.users.embedded.facts import taken_up
@@ -22,17 +22,17 @@ _HINT_UNMET, _HINT_MET = 0.8, 0.5
 
 
 class EmbeddedUser:
-    """A deterministic simulated user (`en`, `zh`; vanilla or challenging). See `User` for its methods."""
+    """A deterministic simulated user in English or Chinese. See `User` for its methods."""
 
     def __init__(
         self,
         language: Language,
-        user: UserType = "vanilla",
+        user_type: UserType = "vanilla",
         phrasing: Phrasing = "train",
         weights: Weights | None = None,
     ) -> None:
         self.language = language
-        self.user = user
+        self.user_type = user_type
         self.phrasing = phrasing
         self.weights = weights or default_weights()
 
@@ -44,14 +44,15 @@ class EmbeddedUser:
         ]
         reference = read_text("rlver.users.embedded", f"data/reference.{self.language}.txt")
         mark = digest(*texts, reference, json.dumps(FIT, sort_keys=True), self.weights.mark)
-        return f"embedded/{self.user}/{self.language}/{self.phrasing}@{VERSION}-{mark}"
+        return f"embedded/{self.user_type}/{self.language}/{self.phrasing}@{VERSION}-{mark}"
 
-    def open(self, profile: Profile, seed: int) -> Opening:
+    async def open(self, dialogue: Dialogue, seed: int) -> Opening:
         """The first utterance: the profile's own if it has one, else a first line, the gist and perhaps a hint."""
+        profile = dialogue.profile
         if profile.opening:
-            return Opening(profile.opening, None, False)
+            return Opening(profile.opening)
         speech = self._speech(profile, seed, 0, [])
-        hint = self.user == "vanilla" and speech.chance(_HINT_UNMET)
+        hint = self.user_type == "vanilla" and speech.chance(_HINT_UNMET)
         utterance = speech.join(
             speech.line("openings"),
             profile.story.facts[0].say,
@@ -63,11 +64,11 @@ class EmbeddedUser:
         """A line in which this user lets the need show."""
         return self._speech(profile, seed, 0, []).line("hints", profile.need)
 
-    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+    async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """Judge the last reply, feel, and answer."""
         profile = dialogue.profile
         cues = read_cues(dialogue)
-        change, reasons = judge(cues, dialogue, self.user, self.weights)
+        change, reasons = judge(cues, dialogue, self.user_type, self.weights)
         acts = tuple(act for act in cues.acts if act in NEED_ACTS)
         met = any(meets(act, profile.need) for act in acts)
         silent = ("rounding", "guarded", *STATE)  # what the reply has no part in
@@ -78,7 +79,7 @@ class EmbeddedUser:
         thought = speech.thought(key)
         told = dialogue.told
         handle = self._handle(dialogue, told)
-        after = dialogue.preset.apply(dialogue.score, change)
+        after = dialogue.preset.apply(dialogue.emotion, change)
 
         leaving = None
         if after >= SUCCESS_AT and dialogue.preset.ends_at_success:
@@ -90,10 +91,10 @@ class EmbeddedUser:
             return Reaction(change=change, reasons=tuple(reasons), thought=thought, utterance=utterance, acts=acts)
 
         fact = next((i for i in range(len(profile.story.facts)) if i not in told), None)
-        hint = self.user == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
+        hint = self.user_type == "vanilla" and speech.chance(_HINT_MET if met and change > 0 else _HINT_UNMET)
         if hint:
             closing = speech.line("hints", profile.need)
-        elif self.user == "challenging" and speech.chance(0.5):
+        elif self.user_type == "challenging" and speech.chance(0.5):
             persona = profile.persona
             closing = speech.line(
                 "details",
