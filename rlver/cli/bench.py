@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,13 +32,8 @@ from rlver.core.errors import RlverError
 from rlver.users.embedded.speech import Phrasing
 
 if TYPE_CHECKING:
-    from rlver.core.interfaces import Policy, User
-    from rlver.core.profile import Language
-    from rlver.evaluation.benchmark import Pace
-    from rlver.evaluation.log import RunConfig
-    from rlver.evaluation.results import BenchmarkResults, PolicyResult
+    from rlver.evaluation.results import BenchmarkResults
 
-_HUMAN = "human"
 JudgePanel = "How a language model as user judges"
 
 
@@ -149,18 +143,18 @@ def bench(
 
       rlver bench --policy openai:gpt-4.1 --user openai:deepseek-chat@https://api.deepseek.com --out runs/gpt --resume
     """
-    from rlver.cli.running import fill
-    from rlver.core.data import digest
+    from functools import partial
+
+    from rlver.cli.running import BenchmarkProgress
     from rlver.core.emotion import get_preset
-    from rlver.evaluation.fluency import FluencyCheck, replies_of
-    from rlver.evaluation.log import read_log
-    from rlver.evaluation.results import BenchmarkResults, Sampling, assess
+    from rlver.evaluation.benchmark import pace_for
+    from rlver.evaluation.results import Sampling
+    from rlver.evaluation.suite import Entry, Suite
     from rlver.llm import Limits
-    from rlver.llm.usage import Prices, Usage, add
+    from rlver.llm.usage import Prices
     from rlver.policies.load import load_policy
     from rlver.users.llm import JudgeOptions
     from rlver.users.load import load_user
-    from rlver.version import version
 
     if resume and out is None:
         raise RlverError("--resume: say with --out which benchmark to go on with.")
@@ -168,12 +162,11 @@ def bench(
     chosen = load_profiles(language, profiles)
     if n is not None and n > len(chosen):
         raise RlverError(f"--n {n}: there are only {len(chosen)} profiles.")
-    chosen = chosen[:n]
-    money = Prices(prices)
+    price_table = Prices(prices)
     folder = out or Path("runs/bench") / datetime.now().strftime("%Y%m%d-%H%M%S")
     limits = Limits(concurrency=concurrency, per_minute=per_minute, timeout=timeout, attempts=attempts)
     connections = Connections(limits, cache or folder / "cache.sqlite")
-    answering = [
+    policies = [
         load_policy(
             spec,
             language,
@@ -187,7 +180,7 @@ def bench(
         for spec in policy
     ]
     options = JudgeOptions(judge_temperature=judge_temperature, votes=votes)
-    agent = load_user(
+    simulated_user = load_user(
         user,
         language,
         user_type=user_type,
@@ -198,92 +191,39 @@ def bench(
     )
     connections.check()
 
-    results: list[PolicyResult] = []
-    fluency: FluencyCheck | None = None
-    for number, who in enumerate(answering, 1):
-        path = folder / f"{number}-{_slug(who.spec)}.jsonl"
-        pace = _pace(who, agent, batch, concurrency, deadline)
-        config = _config(who, agent, preset, language, seed)
-        fill(path, config, resume, who, agent, rules, chosen, repeats, pace, money)
-        transcripts, usage = [], Usage()
-        for dialogue in read_log(path):
-            transcripts.append(dialogue.transcript)
-            add(usage, dialogue.usage)
-        # A base that said nothing readable leaves nothing to compare with.
-        if not results and len(answering) > 1 and (said := replies_of(transcripts)):
-            fluency = FluencyCheck.calibrate(language, said)
-        results.append(assess(who, transcripts, fluency, path, usage, money))
-
-    found = BenchmarkResults(
-        rlver=version(),
-        language=language,
-        preset=preset,
-        user=agent.identity,
-        profiles=str(profiles) if profiles else "built-in",
-        profiles_hash=digest(*(profile.model_dump_json() for profile in chosen)),
-        n=len(chosen),
-        repeats=repeats,
-        seed=seed,
-        sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
-        policies=tuple(results),
-    )
-    file = folder / "results.json"
-    found.write(file)
+    entries = [Entry(each, simulated_user, chosen[:n]) for each in policies]
+    with BenchmarkProgress(price_table) as progress:
+        suite = Suite(
+            folder,
+            rules,
+            seed=seed,
+            repeats=repeats,
+            resume=resume,
+            pace=partial(pace_for, batch=batch, concurrency=concurrency, deadline=deadline),
+            prices=price_table,
+            on_progress=progress.update,
+        )
+        sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+        results = suite.results(entries, str(profiles) if profiles else "built-in", sampling)
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
+        typer.echo(results.model_dump_json(indent=2))
     else:
-        _show(found, groups, matrix)
+        _show(results, groups, matrix)
         if connections.troubles:
             typer.echo(f"Endpoints: {connections.troubles}")
-        typer.echo("\n".join(["Written:", *(f"  {result.transcripts}" for result in results), f"  {file}"]))
+        logs = [f"  {result.transcripts}" for result in results.policies]
+        typer.echo("\n".join(["Written:", *logs, f"  {folder / 'results.json'}"]))
 
 
-def _config(who: Policy, agent: User, preset: str, language: Language, seed: int) -> RunConfig:
-    from rlver.evaluation.log import RunConfig
-
-    return RunConfig(
-        policy=who.spec,
-        prompt=who.prompt_hash,
-        think=who.think,
-        temperature=getattr(who, "temperature", None),
-        max_tokens=getattr(who, "max_tokens", None),
-        top_p=getattr(who, "top_p", None),
-        user=agent.identity,
-        user_settings=getattr(agent, "settings", {}),
-        preset=preset,
-        language=language,
-        seed=seed,
-    )
-
-
-def _pace(who: Policy, user: User, batch: int, concurrency: int, deadline: float) -> Pace:
-    """As many dialogues as calls where there is an endpoint to wait for, else as many as a local model batches."""
-    from rlver.evaluation.benchmark import Pace
-    from rlver.policies.remote import RemotePolicy
-    from rlver.policies.scripted import ScriptedPolicy
-    from rlver.users.llm import LlmUser
-
-    if _HUMAN in (who.spec, user.identity):
-        return Pace(1)
-    if isinstance(who, RemotePolicy):
-        return Pace(concurrency, deadline)
-    if not isinstance(user, LlmUser):
-        return Pace(batch)
-    if isinstance(who, ScriptedPolicy):
-        return Pace(concurrency, deadline)
-    slots = min(batch, concurrency)
-    return Pace(slots, deadline * slots)  # a local model gives all dialogues their tokens in turn
-
-
-def _show(found: BenchmarkResults, groups: bool, matrix: bool) -> None:
+def _show(results: BenchmarkResults, groups: bool, matrix: bool) -> None:
     from rich.console import Console
 
     from rlver.evaluation.report import groups_table, intention_table, matrix_table, score_table
 
     console = Console()
-    console.print(score_table(found.policies, f"{found.user}, preset {found.preset}, seed {found.seed}"))
-    console.print(intention_table(found.policies))
-    for result in found.policies:
+    console.print(score_table(results.policies, f"{results.user}, preset {results.preset}, seed {results.seed}"))
+    console.print(intention_table(results.policies))
+    for result in results.policies:
         unscored = [f"{count} {why} ({why.meaning})" for why, count in result.stops.items() if not why.scored]
         if unscored:
             typer.echo(f"Not scored with {result.policy}: {'; '.join(unscored)}")
@@ -295,7 +235,3 @@ def _show(found: BenchmarkResults, groups: bool, matrix: bool) -> None:
             console.print(groups_table(result))
         if matrix:
             console.print(matrix_table(result))
-
-
-def _slug(spec: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", spec).strip("-.")[-60:]

@@ -18,10 +18,8 @@ from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
 
 if TYPE_CHECKING:
-    from rlver.core.profile import Profile
     from rlver.core.transcript import Transcript
     from rlver.evaluation.results import PolicyResult
-    from rlver.users.embedded.speech import Phrasing
 
 BASELINES = ("scripted:generic", "scripted:empathise", "scripted:praise", "scripted:hedge", "scripted:oracle")
 
@@ -156,42 +154,38 @@ def _start_terminal_run(base: Path, options: dict[str, Any], folder: Path) -> su
 def _benchmark(
     language: Language, user: UserType, preset: str, seed: int, n: int, device: str, out: Path
 ) -> tuple[list[PolicyResult], dict[str, list[Transcript]]]:
-    """Benchmark base, trained and scripted policies; the base's own replies set the bar for fluency."""
+    """Benchmark base, trained and scripted policies. Also returns the dialogues of each."""
     from rlver.cli.progress import Steps
     from rlver.core.emotion import get_preset
-    from rlver.core.transcript import write_transcripts
-    from rlver.evaluation.benchmark import run_benchmark
-    from rlver.evaluation.fluency import FluencyCheck, replies_of
-    from rlver.evaluation.results import assess
+    from rlver.evaluation.suite import Entry, Progress, Suite
     from rlver.policies.load import load_policy
     from rlver.stories import benchmark_profiles, generate
     from rlver.users.embedded.user import EmbeddedUser
 
-    seen = generate(language, "train", n, seed)
-    held_out = benchmark_profiles(language)[:n]
-    runs: list[tuple[str, str, list[Profile], Phrasing]] = [
-        ("base", str(out / "turn" / "base"), held_out, "heldout"),
-        ("trained", str(out / "turn" / "policy"), held_out, "heldout"),
-        ("base, seen stories", str(out / "turn" / "base"), seen, "train"),
-        ("trained, seen stories", str(out / "turn" / "policy"), seen, "train"),
-        *((name, name, held_out, "heldout") for name in BASELINES),
+    held_out = benchmark_profiles(language)[:n], EmbeddedUser(language, user, "heldout")
+    seen = generate(language, "train", n, seed), EmbeddedUser(language, user, "train")
+    rows = [
+        ("base", str(out / "turn" / "base"), held_out),
+        ("trained", str(out / "turn" / "policy"), held_out),
+        ("base, seen stories", str(out / "turn" / "base"), seen),
+        ("trained, seen stories", str(out / "turn" / "policy"), seen),
+        *((name, name, held_out) for name in BASELINES),
     ]
     if (out / "terminal" / "policy").is_dir():
-        runs.insert(2, ("terminal reward", str(out / "terminal" / "policy"), held_out, "heldout"))
-    results, dialogues, check = [], {}, None
+        rows.insert(2, ("terminal reward", str(out / "terminal" / "policy"), held_out))
+    entries = [
+        Entry(load_policy(spec, language, device=device), simulated_user, profiles, label)
+        for label, spec, (profiles, simulated_user) in rows
+    ]
+    labels = [entry.label for entry in entries]
     with Steps("Benchmark") as bar:
-        for number, (name, spec, profiles, phrasing) in enumerate(runs):
-            policy = load_policy(spec, language, device=device)
-            agent = EmbeddedUser(language, user, phrasing)
-            found = run_benchmark(profiles, policy, agent, get_preset(preset), seed)
-            path = out / "transcripts" / f"{name.replace(', ', '-').replace(' ', '-').replace(':', '-')}.jsonl"
-            write_transcripts(path, found)
-            if check is None:
-                check = FluencyCheck.calibrate(language, replies_of(found))
-            results.append(assess(policy, found, check, path).model_copy(update={"policy": name}))
-            dialogues[name] = found
-            bar.update(number + 1, len(runs), name)
-    return results, dialogues
+
+        def show(progress: Progress) -> None:
+            if progress.done == progress.total:
+                bar.update(labels.index(progress.label) + 1, len(labels), progress.label)
+
+        suite = Suite(out / "transcripts", get_preset(preset), seed=seed, on_progress=show)
+        return suite.run(entries), suite.transcripts
 
 
 def _numbers(result: PolicyResult) -> dict[str, Any]:

@@ -13,7 +13,11 @@ from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript, record
 from rlver.evaluation.log import Key, LoggedDialogue, RunLog, profile_hash
 from rlver.llm.usage import counting
+from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import Rollout, closing, for_each, lead, run
+from rlver.users.embedded.user import EmbeddedUser
+
+_HUMAN = "human"
 
 
 class Job(NamedTuple):
@@ -37,6 +41,28 @@ class Pace(NamedTuple):
     """Dialogues at work at once."""
     deadline: float | None = None
     """Seconds after which a dialogue ends as failed; None sets no limit."""
+
+
+def pace_for(
+    policy: Policy, user: User, *, batch: int = 64, concurrency: int = 32, deadline: float | None = 900.0
+) -> Pace:
+    """The pace that suits a policy and a user.
+
+    Args:
+        batch: dialogues that a local model serves at once.
+        concurrency: calls to an endpoint at once.
+        deadline: seconds that a dialogue may take where somebody outside of this process is waited for.
+    """
+    if _HUMAN in (policy.spec, user.identity):
+        return Pace(1)
+    offline = isinstance(user, EmbeddedUser)
+    if getattr(policy, "engine", None) is None:
+        return Pace(batch) if offline and isinstance(policy, ScriptedPolicy) else Pace(concurrency, deadline)
+    if offline:
+        return Pace(batch)
+    # A local model gives all dialogues their tokens in turn, so each of them may take longer.
+    slots = min(batch, concurrency)
+    return Pace(slots, deadline * slots if deadline else None)
 
 
 def list_jobs(profiles: Sequence[Profile], repeats: int, seed: int) -> list[Job]:
