@@ -106,3 +106,8 @@ def scrub(text: str, *secrets: str) -> str:
         if len(secret) > 4:
             text = text.replace(secret, "***")
     return _TOKEN.sub("***", text)
+
+
+def one_line(text: str, key: str) -> str:
+    """The text as a short line without keys, for an error message."""
+    return " ".join(scrub(text, key).split())[:200].rstrip(".")
