@@ -20,7 +20,7 @@ from rlver.core.errors import CallFailed, RlverError, Unreadable
 from rlver.llm import LLM, Endpoint, Limits, ask, parse_endpoint
 from rlver.llm.answer_cache import Cache, request_key
 from rlver.llm.endpoint import scrub
-from rlver.llm.parse import objects, points, read_object
+from rlver.llm.parse import find_objects, points, read_object
 from rlver.llm.retries import RetryableError
 from rlver.llm.usage import Prices, Tokens, counting
 from rlver.users.llm import Speech, Verdict
@@ -363,7 +363,7 @@ def test_any_prose_without_braces_around_a_verdict_is_let_pass(before: str, chan
 
 @given(st.text(alphabet='{}"\\,:+ab1\n', max_size=80))
 def test_no_text_breaks_the_reader(text: str) -> None:
-    assert all(isinstance(item, dict) for item in objects(text))
+    assert all(isinstance(item, dict) for item in find_objects(text))
 
 
 @given(st.integers(-100, 100))

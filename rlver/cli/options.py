@@ -10,7 +10,8 @@ import typer
 
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
-from rlver.core.profile import Language, Profile, read_profiles
+from rlver.core.profile import Language, Profile
+from rlver.formats.profile_files import read_profiles
 from rlver.users.base import UserType
 
 LanguageOption = Annotated[Language, typer.Option("--language", help="Language of the talks.")]
