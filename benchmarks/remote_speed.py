@@ -48,8 +48,8 @@ class TimedLLM(LLM):
 
     chains: Counter[object]
 
-    async def _send(self, request: dict[str, Any]) -> Any:
-        answer = await super()._send(request)
+    async def _post_chat(self, request: dict[str, Any]) -> Any:
+        answer = await super()._post_chat(request)
         self.chains[asyncio.current_task()] += answer["took"]
         return answer
 

@@ -11,7 +11,8 @@ import pytest
 from fake_server import FakeServer, Model, number
 
 from rlver.cli.main import main
-from rlver.core.profile import ChatIntention, Intention, Language, read_profiles
+from rlver.core.profile import ChatIntention, Intention, Language
+from rlver.formats.profile_files import read_profiles
 from rlver.llm.structured import schema_of
 from rlver.stories import generate
 from rlver.stories.build import Checked, Ingredients, Known, Written, draw, faults

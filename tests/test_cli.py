@@ -15,8 +15,8 @@ import pytest
 import typer
 
 from rlver.cli.main import app, main
-from rlver.core.profile import read_profiles
 from rlver.core.transcript import read_transcripts
+from rlver.formats.profile_files import read_profiles
 from rlver.stories import benchmark_profiles
 
 

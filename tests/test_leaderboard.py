@@ -17,11 +17,12 @@ from test_benchmark import transcript
 from rlver.cli.main import main
 from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
-from rlver.core.profile import Character, Intention, read_profiles
+from rlver.core.profile import Character, Intention
 from rlver.core.transcript import Transcript, read_transcripts
 from rlver.evaluation.compare import agreement, compare, mean_ranks, spearman
 from rlver.evaluation.leaderboard import rank_runs, read_runs
 from rlver.evaluation.statistics import summarise
+from rlver.formats.profile_files import read_profiles
 
 NAMES = ["claude3.7-think", "deepseek-v3-0324", "deepseek-v3-1227", "gemini2.0-flash", "gpt-4.1", "llama3.3-70b",
          "openai-o1", "qwen2.5-72b"]  # fmt: skip
@@ -162,7 +163,7 @@ def test_official_files_come_in_and_go_back(recorded: Path, tmp_path: Path) -> N
 
 
 def test_our_profiles_survive_the_official_form(tmp_path: Path) -> None:
-    from rlver.core.profile import write_profiles
+    from rlver.formats.profile_files import write_profiles
     from rlver.stories import benchmark_profiles
 
     mine = benchmark_profiles("zh")[:24]

@@ -20,7 +20,8 @@ from rlver.core.errors import CallFailed, RlverError, Unreadable
 from rlver.llm import LLM, Endpoint, Limits, ask, parse_endpoint
 from rlver.llm.answer_cache import Cache, request_key
 from rlver.llm.endpoint import scrub
-from rlver.llm.parse import objects, points, read_object
+from rlver.llm.parse import find_objects, points, read_object
+from rlver.llm.retries import RetryableError
 from rlver.llm.usage import Prices, Tokens, counting
 from rlver.users.llm import Speech, Verdict
 
@@ -95,7 +96,7 @@ def test_retry_after_is_honoured_and_holds_back_everybody() -> None:
 
     async def two(llm: LLM) -> float:
         first = asyncio.create_task(llm.complete(HELLO))
-        while not llm._not_before:  # until the endpoint has asked to wait
+        while not llm.tally.retries:  # until the client has read the Retry-After
             await asyncio.sleep(0.01)
         start = time.monotonic()
         await llm.complete(HELLO)
@@ -147,17 +148,18 @@ def test_a_quota_that_is_used_up_ends_the_whole_run() -> None:
 
 
 def test_an_endpoint_that_was_not_asked_for_long_is_not_dead() -> None:
-    async def idle(llm: LLM, server: FakeServer) -> str:
+    refused = RetryableError("refused", unreachable=True)
+
+    async def idle(llm: LLM) -> None:
         await llm.complete(HELLO, seed=1)
-        llm._unreached("once")
+        llm._learn_from(refused)
         await llm.complete(HELLO, seed=2)
         await asyncio.sleep(1.2)  # longer than patience
-        error = llm._unreached("again")
+        llm._learn_from(refused)  # raises if the endpoint counts as unreachable since the first time
         await llm.close()
-        return type(error).__name__
 
     with FakeServer() as server:
-        assert asyncio.run(idle(client(server), server)) == "_Again"
+        asyncio.run(idle(client(server)))
 
 
 def test_the_note_of_a_second_ask_holds_nothing_of_the_first_answer() -> None:
@@ -183,6 +185,15 @@ def test_what_an_endpoint_does_not_know_is_left_out() -> None:
         assert complete(llm, schema={"title": "X", "type": "object"}, seed=3).startswith("I hear you")
         complete(llm, schema={"title": "X", "type": "object"})
         assert llm.tally.dropped == {"response_format"} and server.calls["400"] == 1
+
+        llm = client(server)
+
+        async def many() -> None:
+            await asyncio.gather(*(llm.complete(HELLO, schema={"title": "X", "type": "object"}) for _ in range(20)))
+            await llm.close()
+
+        asyncio.run(many())  # several calls carry the parameter when the first refusal comes in
+        assert llm.tally.dropped == {"response_format"} and llm.tally.failed == 0 and server.calls["400"] > 2
 
 
 def test_other_providers_come_through_any_llm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +363,7 @@ def test_any_prose_without_braces_around_a_verdict_is_let_pass(before: str, chan
 
 @given(st.text(alphabet='{}"\\,:+ab1\n', max_size=80))
 def test_no_text_breaks_the_reader(text: str) -> None:
-    assert all(isinstance(item, dict) for item in objects(text))
+    assert all(isinstance(item, dict) for item in find_objects(text))
 
 
 @given(st.integers(-100, 100))

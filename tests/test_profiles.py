@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from rlver.core.errors import RlverError
 from rlver.core.jsonl import read_objects
-from rlver.core.profile import Character, Intention, Profile, read_profiles, write_profiles
+from rlver.core.profile import Character, Intention, Profile
+from rlver.formats.profile_files import read_profiles, write_profiles
 from rlver.stories.generate import generate
 
 OURS: dict[str, Any] = json.loads(generate("en", "train", 1)[0].model_dump_json())

@@ -17,9 +17,9 @@ import pytest
 from fake_server import FAULTS, FakeServer, Model
 
 from rlver.cli.main import main
-from rlver.core.profile import write_profiles
 from rlver.core.transcript import read_transcripts
 from rlver.evaluation.log import LoggedDialogue, read_head, read_log
+from rlver.formats.profile_files import write_profiles
 from rlver.stories import generate
 
 if TYPE_CHECKING:

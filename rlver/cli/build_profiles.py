@@ -56,7 +56,8 @@ def build(
 
     from rlver.cli.progress import Steps
     from rlver.core.errors import CallFailed
-    from rlver.core.profile import Profile, read_profiles
+    from rlver.core.profile import Profile
+    from rlver.formats.profile_files import read_profiles
     from rlver.llm import Limits, parse_endpoint
     from rlver.rollout import closing, for_each, run
     from rlver.stories.build import Ingredients, Known, Recipe, draw, profile_id, prompts_hash

@@ -246,7 +246,7 @@ def _weights(path: Path | None) -> Weights:
 
 
 def _recorded(paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None = None) -> list[Recorded]:
-    from rlver.core.profile import read_profiles
+    from rlver.formats.profile_files import read_profiles
     from rlver.users.calibration.recorded import read_ids, read_recorded
 
     dialogues = read_recorded(paths, read_profiles(profiles) if profiles else ())

@@ -248,7 +248,7 @@ def _profiles(run: Path, transcripts: Sequence[Transcript], path: Path | None) -
     """The profiles of these transcripts: from the given file, from an official transcript itself, or generated."""
     from rlver.cli.options import find_profile
     from rlver.core.jsonl import read_objects
-    from rlver.core.profile import read_profiles
+    from rlver.formats.profile_files import read_profiles
     from rlver.formats.sage_transcripts import is_official_transcript, parse_official_transcript
 
     if path:

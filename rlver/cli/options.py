@@ -11,7 +11,8 @@ import typer
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
-from rlver.core.profile import Language, Profile, read_profiles
+from rlver.core.profile import Language, Profile
+from rlver.formats.profile_files import read_profiles
 
 LanguageOption = Annotated[Language, typer.Option("--language", help="Language of the talks.")]
 _USER_TYPES = "Vanilla users hint at what they need; challenging ones never do and want more."

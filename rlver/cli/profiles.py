@@ -11,7 +11,8 @@ import typer
 
 from rlver.cli.build_profiles import build
 from rlver.cli.options import JsonOption, LanguageOption, SeedOption, find_profile
-from rlver.core.profile import Intention, Language, Profile, read_profiles, write_profiles
+from rlver.core.profile import Intention, Language, Profile
+from rlver.formats.profile_files import read_profiles, write_profiles
 from rlver.stories.library import Split
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -36,14 +35,14 @@ def import_sage(
 
       rlver import-sage transcripts.jsonl --back --profiles profiles.jsonl --out official.jsonl
     """
-    from rlver.core.jsonl import read_objects
-    from rlver.core.profile import read_profiles, write_profiles
+    from rlver.core.jsonl import read_objects, write_objects
     from rlver.core.transcript import read_transcripts, write_transcripts
-    from rlver.formats.sage_profiles import is_official, parse_official, unparse_official
+    from rlver.formats.profile_files import read_profiles, write_profiles
+    from rlver.formats.sage_profiles import is_official_profile, parse_official_profile, to_official_profile
     from rlver.formats.sage_transcripts import (
         is_official_transcript,
         parse_official_transcript,
-        unparse_official_transcript,
+        to_official_transcript,
     )
 
     where, first = next(read_objects(file), (str(file), None))
@@ -51,7 +50,7 @@ def import_sage(
         raise RlverError(f"{file}: nothing is in this file.")
     talks = is_official_transcript(first) or "turns" in first or "kind" in first
     if back:
-        if is_official(first):
+        if is_official_profile(first):
             raise RlverError(f"{where}: this is in the official form already.")
         if talks:
             if profiles is None:
@@ -64,20 +63,20 @@ def import_sage(
             if missing is not None:
                 raise RlverError(f"{profiles}: the profile {missing!r} of {file} is not there.")
             records = [
-                unparse_official_transcript(t, known[t.profile], get_preset(t.preset).start)
+                to_official_transcript(t, known[t.profile], get_preset(t.preset).start)
                 for t in transcripts
                 if t.stop.scored
             ]
             skipped = len(transcripts) - len(records)
         else:
-            records, skipped = [unparse_official(profile) for profile in read_profiles(file)], 0
-        _write(out, records)
+            records, skipped = [to_official_profile(profile) for profile in read_profiles(file)], 0
+        write_objects(out, records)
         note = f" ({skipped} that have no score were left out)" if skipped else ""
         typer.echo(
             f"{out}: {len(records)} {'transcripts' if talks else 'profiles'} written in the official form{note}."
         )
         return
-    if not is_official(first):
+    if not is_official_profile(first):
         raise RlverError(f"{where}: this is not in the official form; say --back to turn ours into it.")
     if talks:
         pairs = [parse_official_transcript(r, line, name or file.stem) for line, r in read_objects(file)]
@@ -86,12 +85,5 @@ def import_sage(
             unique = {profile.id: profile for _, profile in pairs}
             typer.echo(f"{profiles}: {write_profiles(profiles, unique.values())} profiles written.")
     else:
-        found = [parse_official(record, line) for line, record in read_objects(file)]
+        found = [parse_official_profile(record, line) for line, record in read_objects(file)]
         typer.echo(f"{out}: {write_profiles(out, found)} profiles written.")
-
-
-def _write(path: Path, records: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    part.replace(path)

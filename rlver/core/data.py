@@ -1,4 +1,4 @@
-"""Access to the text files that ship with the package: read once, hashed so that results can name them."""
+"""Data files that ship with the package: read once, and hashed so that results can name their version."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import yaml
 
 @cache
 def read_text(package: str, name: str) -> str:
-    """The text of a data file, e.g. `read_text("rlver.users.embedded", "data/speech.en.yaml")`."""
+    """The text of a data file, for example `read_text("rlver.users.embedded", "data/speech.en.yaml")`."""
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
 def read_yaml(package: str, name: str) -> Any:
-    """A YAML data file. The object is shared: do not change it."""
+    """The content of a YAML data file. All callers share the object, so do not change it."""
     return yaml.load(read_text(package, name), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def digest(*texts: str) -> str:
-    """Eight hex digits that stand for these texts."""
+    """Eight hexadecimal digits that identify these texts."""
     return sha256("\0".join(texts).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Files and folders that somebody named: one sentence where they cannot be used."""
+"""Files and folders that a user names, with one-sentence errors for those that cannot be used."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from filelock import FileLock, Timeout
 from rlver.core.errors import RlverError
 
 LOCK = ".lock"
-"""File by which a process holds a folder."""
+"""Name of the file that marks a folder as in use."""
 
 
 def read_file(path: Path) -> str:
-    """The text of a file that somebody named. Raises RlverError if it is missing or no UTF-8 text."""
+    """The text of a file that a user named. Raises RlverError if it is missing or not UTF-8 text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RlverError(f"{path}: there is no such file.") from None
+        raise RlverError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RlverError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
 
 
 def lock_folder(folder: Path) -> FileLock:
-    """Make the folder, if it is not there, and hold it until the lock is released or this process ends.
+    """Create the folder if necessary and lock it until the lock is released or this process ends.
 
     Raises:
-        RlverError: another process holds it, or it cannot be used.
+        RlverError: another process has locked it, or it cannot be used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        raise RlverError(f"{folder}: another process is writing there.") from None
+        raise RlverError(f"{folder}: another process is writing to this folder.") from None
     except OSError as error:
         raise RlverError(f"{folder}: cannot be used as a folder ({error.strerror}).") from None
     return lock
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Inside, the folder is there and ours alone. Raises RlverError as `lock_folder` does."""
+def locked_folder(folder: Path) -> Iterator[None]:
+    """The folder exists and is locked for the length of the `with` block. Raises RlverError as `lock_folder` does."""
     lock = lock_folder(folder)
     try:
         yield

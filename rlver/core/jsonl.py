@@ -1,9 +1,9 @@
-"""JSON lines: one object a line, UTF-8, written whole or not at all."""
+"""JSON lines: one object per line, UTF-8, written completely or not at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from rlver.core.files import read_file
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("FILE:LINE", object) for each non-empty line.
+    """Yield ("FILE:LINE", object) for each line that is not blank.
 
     Raises:
-        RlverError: the file is missing or no UTF-8 text, or a line is no JSON object.
+        RlverError: the file is missing or not UTF-8 text, or a line is not a JSON object.
     """
     text = read_file(path)
-    # Not splitlines(): JSON strings may hold U+2028 and the like, which it takes for line ends.
+    # Not splitlines(): it splits at U+2028 and the like, which JSON strings may hold.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -36,15 +36,20 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
-def write_objects(path: Path, objects: Iterable[BaseModel]) -> int:
-    """Write models, one a line, and return how many. An existing file is replaced at the end, never half-way."""
+def write_objects(path: Path, objects: Iterable[BaseModel | Mapping[str, Any]]) -> int:
+    """Write objects, one per line, and return their number. An existing file is replaced once all are written.
+
+    Raises:
+        RlverError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     count = 0
     try:
         with part.open("w", encoding="utf-8") as file:
             for item in objects:
-                file.write(item.model_dump_json() + "\n")
+                line = item.model_dump_json() if isinstance(item, BaseModel) else json.dumps(item, ensure_ascii=False)
+                file.write(line + "\n")
                 count += 1
         part.replace(path)
     except OSError as error:

@@ -1,25 +1,23 @@
 """Profiles: who the simulated user is, what happened to them, and what they want without saying it.
 
-A sentient agent is S = <persona, background, goal, hidden intention> (SAGE, arXiv 2505.02847, section 2).
+A profile is <persona, background, goal, hidden intention>, which SAGE (arXiv 2505.02847, section 2) calls a sentient
+agent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlver.core.errors import RlverError
-from rlver.core.jsonl import read_objects, write_objects
 
 Language = Literal["en", "zh"]
 
 
 class Intention(StrEnum):
-    """The eight hidden intentions of an emotional-support talk. The user never names theirs."""
+    """The eight hidden intentions of an emotional-support dialogue. The user never names theirs."""
 
     ABSOLVE = "absolve"
     REFLECT = "reflect"
@@ -49,7 +47,7 @@ _MEANINGS = {
 
 
 class ChatIntention(StrEnum):
-    """The hidden intentions of a chit chat, where nobody is in trouble. Only LLM-backed agents know them."""
+    """The hidden intentions of a chit-chat dialogue, in which nobody is in trouble. Only LLM users support them."""
 
     INTEREST = "interest"
     WAIT = "wait"
@@ -61,7 +59,7 @@ class ChatIntention(StrEnum):
 
 
 class Character(StrEnum):
-    """How the user behaves in a talk (the character type of the official profiles)."""
+    """How the user behaves in a dialogue (the character type of the official profiles)."""
 
     NEGATIVE = "negative"
     PASSIVE = "passive"
@@ -69,13 +67,13 @@ class Character(StrEnum):
 
 
 class Frozen(BaseModel):
-    """A value object: immutable, and strict about unknown fields."""
+    """A value object: immutable, and it rejects unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Persona(Frozen):
-    """Who speaks."""
+    """Who the user is."""
 
     name: str
     age: int | None = None
@@ -86,28 +84,28 @@ class Persona(Frozen):
     character: Character = Character.PASSIVE
     style: Literal["plain", "terse", "chatty", "ironic", "formal", "emotional"] = "plain"
     text: str = ""
-    """The persona in prose, as an LLM-backed agent reads it."""
+    """The persona in prose, as an LLM user reads it."""
 
 
 class Fact(Frozen):
-    """One thing that the user can tell. Told one at a time, each at most once."""
+    """One thing that the user can tell. The user tells one fact at a time, and each at most once."""
 
     say: str
     """A first-person sentence."""
     handle: str = ""
-    """The concrete noun phrase of the sentence by which a reply can take it up; empty if there is none."""
+    """The concrete noun phrase of the sentence that a reply can refer to; empty if there is none."""
     kind: Literal["event", "action", "other", "feeling", "tried", "stake"] = "event"
 
 
 class Story(Frozen):
-    """What happened."""
+    """What happened to the user."""
 
     id: str
-    """Splits into training, validation and benchmark sets are made by this id, never by profile."""
+    """Profiles are split into training, validation and benchmark sets by this id, so that no story is in two sets."""
     topic: str = ""
     title: str = ""
     text: str = ""
-    """The background in prose: cause, timeline with thoughts, conflict, what was tried, present state."""
+    """The background in prose: cause, timeline with thoughts, conflict, failed attempts, present state."""
     facts: tuple[Fact, ...] = Field(min_length=1)
 
 
@@ -121,46 +119,21 @@ class Profile(Frozen):
     story: Story
     intention: Intention | ChatIntention
     opening: str = ""
-    """The first thing that the user says; empty lets the agent find one."""
+    """The first utterance of the user; if it is empty, the simulated user makes one up."""
 
     @property
     def need(self) -> Intention:
-        """The hidden intention of an emotional-support talk. Raises RlverError for a chit chat."""
+        """The hidden intention of an emotional-support dialogue. Raises RlverError for a chit-chat profile."""
         if isinstance(self.intention, ChatIntention):
             raise RlverError(
-                f"{self.id}: this is a chit-chat profile, and the embedded user and its measures know emotional "
-                "support only; take a language model as user (--user openai:MODEL@BASE_URL)."
+                f"{self.id}: this is a chit-chat profile, but the embedded user and its measures support only "
+                "emotional-support profiles; choose a language model as the user (--user openai:MODEL@BASE_URL)."
             )
         return self.intention
 
 
-def write_profiles(path: Path, profiles: Iterable[Profile]) -> int:
-    """Write profiles as JSON lines and return how many."""
-    return write_objects(path, profiles)
-
-
-def read_profiles(path: Path) -> list[Profile]:
-    """Read profiles from JSON lines, in our format or the official one (line by line, told apart by their fields).
-
-    Raises:
-        RlverError: the file is missing or empty, or a line is broken; the message names file and line.
-    """
-    profiles: dict[str, Profile] = {}
-    for where, record in read_objects(path):
-        profile = _parse(record, where)
-        if profile.id in profiles:
-            raise RlverError(f"{where}: the id {profile.id!r} stands in an earlier line already; ids must be unique.")
-        profiles[profile.id] = profile
-    if not profiles:
-        raise RlverError(f"{path}: no profiles in this file.")
-    return list(profiles.values())
-
-
-def _parse(record: dict[str, Any], where: str) -> Profile:
-    from rlver.formats.sage_profiles import is_official, parse_official  # official.py builds on this module
-
-    if is_official(record):
-        return parse_official(record, where)
+def parse_profile(record: dict[str, Any], where: str) -> Profile:
+    """Read a profile in our format from a JSON object. Raises RlverError, naming `where`, for a broken field."""
     try:
         return Profile.model_validate(record)
     except ValidationError as error:

@@ -1,8 +1,8 @@
-"""Reader of the official profiles (github Tencent/digitalhuman), which are Chinese prose in JSON lines.
+"""Reader and writer of the official profiles (github Tencent/digitalhuman), which are Chinese prose in JSON lines.
 
 Fields: `id`, `player` (persona), `scene` (background, which ends with the hidden theme), `main_cha` (character
-type), `cha_group` (traits), `task` (hidden intention), sometimes `topic` and `first_talk`. The words "player"
-and "NPC" stay in this file.
+type), `cha_group` (traits), `task` (hidden intention), and sometimes `topic` and `first_talk`. Only the modules of the
+official formats use the words "player" and "NPC".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rlver.core.errors import RlverError
 from rlver.core.profile import Character, Fact, Intention, Persona, Profile, Story
 
-# The official wording of each intention is recognised by a part that is its own.
+# Each hidden intention is recognised by a part of its official wording that no other has.
 _INTENTIONS = {
     "没有错": Intention.ABSOLVE,
     "自我反思": Intention.REFLECT,
@@ -36,38 +36,39 @@ TASK_WORDS = {
     Intention.ADVISE: "你希望得到真正有用的建议",
     Intention.PRAISE: "你希望你具体做的事得到夸奖",
 }
-"""How we write an intention in the official form: with the part by which it is recognised."""
+"""The wording that we write for each hidden intention; it holds the part by which the intention is recognised."""
 CHARACTER_WORDS = {value: f"{part}型" for part, value in _CHARACTERS.items()}
 _REQUIRED = ("id", "player", "scene", "task")
 _THEME = re.compile(r"#+\s*隐藏主题")
-# After the story, a scene says how the character reacts; none of that is told by the user.
+# After the story, a scene describes how the character reacts. The user tells none of that.
 _AFTER_STORY = re.compile(
     r"\n[#\s\d.*\-]*(玩家不同状态|角色面对|NPC\S*回复|玩家\S{0,6}反应|角色\S{0,6}反应|不同状态|回复的影响)"
 )
 _MARKUP = re.compile(r"\*\*[^*\n]{0,40}?[：:]\s*\*\*|\*\*|^[#\s\-*]+|^\s*\d+[.、]\s*", re.MULTILINE)
-_LABEL = re.compile(
-    r"^[^，。,]{0,18}(（[^）]*）)?[：:]\s*"
-)  # "第一阶段：重逢（1个月前）" and the like, before the sentence proper
+# "第一阶段：重逢（1个月前）" and the like, before the sentence proper.
+_LABEL = re.compile(r"^[^，。,]{0,18}(（[^）]*）)?[：:]\s*")
 _META = ("玩家", "NPC", "剧本", "角色", "隐藏", "主题", "倾诉对象", "emotion")
 _KINDS: tuple[tuple[str, Literal["tried", "feeling", "stake", "other"]], ...] = (
     (r"尝试|试图|努力|曾经?试", "tried"),
     (r"感到|觉得|心里|内心|情绪", "feeling"),
     (r"担心|害怕|可能会|不知道", "stake"),
 )
-# Two-character words that every such story uses; no one would recognise theirs by them.
-_EMPTY = re.compile(
+# Two-character words that every such story uses, so that they identify no story.
+_UNSPECIFIC = re.compile(
     "开始|觉得|感到|意识|问题|内心|感受|希望|理解|情绪|解决|虽然|然而|如何|因为|所以|但是|最近|已经|之间|关系|实际|无法|试图|尝试|决定|发现|态度|方式"
 )
-_COMMON = set("的了在是和与也都就不还又对把被让自己一些这那有没说着地得个为到从上下中后前时要会能可以于并而且但却更很")
+_FUNCTION_CHARACTERS = set(
+    "的了在是和与也都就不还又对把被让自己一些这那有没说着地得个为到从上下中后前时要会能可以于并而且但却更很"
+)
 
 
-def is_official(record: dict[str, Any]) -> bool:
-    """Whether a JSON object has the fields of an official profile rather than ours."""
+def is_official_profile(record: dict[str, Any]) -> bool:
+    """Whether a JSON object has the fields of an official profile, not of one in our format."""
     return "player" in record or "scene" in record
 
 
-def parse_official(record: dict[str, Any], where: str) -> Profile:
-    """Turn an official profile into ours. Raises RlverError, naming `where`, if a field is missing or unknown."""
+def parse_official_profile(record: dict[str, Any], where: str) -> Profile:
+    """Convert an official profile. Raises RlverError, naming `where`, if a field is missing or has an unknown value."""
     for field in _REQUIRED:
         if not isinstance(record.get(field), str) or not record[field].strip():
             raise RlverError(f"{where}: the official profile has no text in its field {field!r}.")
@@ -91,11 +92,11 @@ def parse_official(record: dict[str, Any], where: str) -> Profile:
     )
 
 
-def unparse_official(profile: Profile) -> dict[str, Any]:
-    """Our profile in the official form. A profile that came from there comes back with all that we keep of it.
+def to_official_profile(profile: Profile) -> dict[str, Any]:
+    """Convert a profile to the official format. Profiles that were read from it keep all that `Profile` holds.
 
     Raises:
-        RlverError: the profile is not an emotional-support one.
+        RlverError: the profile is a chit-chat one.
     """
     persona, task = profile.persona, TASK_WORDS[profile.need]
     gender = {"f": "女性", "m": "男性", "": ""}[persona.gender]
@@ -122,7 +123,9 @@ def _persona(record: dict[str, Any]) -> Persona:
     age = re.search(r"\d{1,3}", field("年龄"))
     gender = field("性别")
     traits = record.get("cha_group") or ()
-    character = str(record.get("main_cha") or record.get("character") or "")  # as profiles and as transcripts have it
+    character = str(
+        record.get("main_cha") or record.get("character") or ""
+    )  # `main_cha` in profiles, `character` in transcripts
     return Persona(
         name=field("姓名") or "我",
         age=int(age[0]) if age else None,
@@ -135,21 +138,21 @@ def _persona(record: dict[str, Any]) -> Persona:
 
 
 def _facts(scene: str, name: str, limit: int = 12) -> tuple[Fact, ...]:
-    """Sentences of the story in the first person, spread over its whole course, with a noun phrase as handle."""
+    """Facts from at most `limit` sentences, spread over the whole story, in the first person and with a handle."""
     story = _AFTER_STORY.split(scene)[0]
-    told = []
+    sentences = []
     for line in _MARKUP.sub("", story).split("\n"):
         for sentence in re.findall(r"[^。！？]+[。！？]", line):
             sentence = _first_person(_LABEL.sub("", sentence.strip()), name)
             if 8 <= len(sentence) <= 48 and "我" in sentence and not any(word in sentence for word in _META):
-                told.append(sentence)
-    told = list(dict.fromkeys(told))
-    if len(told) > limit:
-        told = [told[i * len(told) // limit] for i in range(limit)]
+                sentences.append(sentence)
+    sentences = list(dict.fromkeys(sentences))
+    if len(sentences) > limit:
+        sentences = [sentences[i * len(sentences) // limit] for i in range(limit)]
     grams = Counter(story[i : i + n] for n in (2, 3, 4) for i in range(len(story) - n + 1))
     used: set[str] = set()
     facts = []
-    for sentence in told:
+    for sentence in sentences:
         handle = _handle(sentence, grams, used)
         used.add(handle)
         kind = next((kind for pattern, kind in _KINDS if re.search(pattern, sentence)), None)
@@ -164,14 +167,14 @@ def _first_person(sentence: str, name: str) -> str:
 
 
 def _handle(sentence: str, grams: Counter[str], used: set[str]) -> str:
-    """The phrase of 2-4 characters that the story returns to most, free of function words; longer ones first."""
+    """The phrase of 2-4 characters, without function words, that the story repeats most; longer phrases weigh more."""
     best, best_rank = "", (0, 0)
     for n in (4, 3, 2):
         for i in range(len(sentence) - n + 1):
             gram = sentence[i : i + n]
-            if gram in used or not re.fullmatch(r"[\u4e00-\u9fff]+", gram) or _EMPTY.search(gram):
+            if gram in used or not re.fullmatch(r"[\u4e00-\u9fff]+", gram) or _UNSPECIFIC.search(gram):
                 continue
-            if "我" in gram or _COMMON & set(gram):
+            if "我" in gram or _FUNCTION_CHARACTERS & set(gram):
                 continue
             rank = (grams[gram] * (n - 1), n)
             if grams[gram] >= 2 and rank > best_rank:

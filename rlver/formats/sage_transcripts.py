@@ -1,8 +1,8 @@
-"""Reader and writer of the official recorded dialogues (github Tencent/digitalhuman), one JSON object a line.
+"""Reader and writer of the official transcripts (github Tencent/digitalhuman), one JSON object per line.
 
-Fields: those of the profile (`player`, `scene`, `character`, `topic`, `task`), `emo_point` and `emo_state` at the end,
-and `history`: messages, of which the user's hold `emotion-point` and, after a reply, `planning` with the change and
-its reasons, as an object or as the text of a Python one.
+Fields: those of the profile (`player`, `scene`, `character`, `topic`, `task`), the final `emo_point` and `emo_state`,
+and `history`, a list of messages. The user's messages hold `emotion-point` and, after a reply, `planning`: the change
+and its reasons, as an object or as the text of a Python dict.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from rlver.core.emotion import band
 from rlver.core.errors import RlverError
 from rlver.core.profile import Intention, Profile
 from rlver.core.transcript import Transcript
-from rlver.formats.sage_profiles import CHARACTER_WORDS, TASK_WORDS, parse_official, unparse_official
+from rlver.formats.sage_profiles import CHARACTER_WORDS, TASK_WORDS, parse_official_profile, to_official_profile
 
 _PARTS = ("content", "TargetCompletion", "activity", "analyse")
-"""Of `planning`, in the order of our thoughts: what it says, how it fits, what goes through the mind, the feeling."""
+"""Keys of `planning` in the order of the lines of `Reaction.thought`: what the reply says, how it fits the hidden
+intention, the user's train of thought, and the feeling."""
 
 
 def is_official_transcript(record: Mapping[str, Any]) -> bool:
@@ -28,14 +29,17 @@ def is_official_transcript(record: Mapping[str, Any]) -> bool:
 
 
 def parse_official_transcript(record: Mapping[str, Any], where: str, policy: str) -> tuple[Transcript, Profile]:
-    """An official transcript as ours, and the profile that it holds.
+    """Convert an official transcript, and the profile that it contains.
 
-    The last reply of a dialogue that reached the turn limit was never judged; it comes without a reaction.
+    The official code never judges the last reply of a dialogue that reaches the turn limit: it has no reaction.
+
+    Args:
+        policy: name of the policy; official transcripts do not hold it.
 
     Raises:
         RlverError: a field is missing or broken; the message names `where`.
     """
-    profile = parse_official({"main_cha": record.get("character"), **record}, where)
+    profile = parse_official_profile({"main_cha": record.get("character"), **record}, where)
     try:
         first, *rest = record["history"]
         score = float(first["emotion-point"])
@@ -47,7 +51,9 @@ def parse_official_transcript(record: Mapping[str, Any], where: str, policy: str
                 score = _react(turns[-1], message, score)
         opening, final = str(first["content"]), float(record["emo_point"])
     except (KeyError, TypeError, ValueError, IndexError, SyntaxError) as error:
-        raise RlverError(f"{where}: not a transcript in the official form ({type(error).__name__}: {error}).") from None
+        raise RlverError(
+            f"{where}: not a transcript in the official format ({type(error).__name__}: {error})."
+        ) from None
     if abs(score - final) > 1e-6:
         raise RlverError(f"{where}: the dialogue ends at {score:g} points, but emo_point is {final:g}.")
     return (
@@ -72,8 +78,8 @@ def parse_official_transcript(record: Mapping[str, Any], where: str, policy: str
     )
 
 
-def unparse_official_transcript(transcript: Transcript, profile: Profile, start: float) -> dict[str, Any]:
-    """Ours in the official form; `start` is the emotion before the first reply."""
+def to_official_transcript(transcript: Transcript, profile: Profile, start: float) -> dict[str, Any]:
+    """Convert a transcript to the official format; `start` is the emotion before the first reply."""
     history: list[dict[str, Any]] = [{"role": "user", "content": transcript.opening, "emotion-point": _whole(start)}]
     for turn in transcript.turns:
         history.append({"role": "assistant", "content": turn.reply})
@@ -89,7 +95,7 @@ def unparse_official_transcript(transcript: Transcript, profile: Profile, start:
                 "planning": dict(zip(_PARTS, thoughts, strict=True)) | {"change": _whole(turn.reaction.change)},
             }
         )
-    official = unparse_official(profile)
+    official = to_official_profile(profile)
     return {
         "id": profile.id,
         "emo_point": _whole(transcript.score),
@@ -105,7 +111,7 @@ def unparse_official_transcript(transcript: Transcript, profile: Profile, start:
 
 
 def _react(turn: Turn, message: Mapping[str, Any], before: float) -> float:
-    """Put the user's answer into the turn, and return the emotion after it."""
+    """Add the user's reaction to the turn, and return the emotion after it."""
     after = float(message["emotion-point"])
     planning = message.get("planning") or {}
     if isinstance(planning, str):

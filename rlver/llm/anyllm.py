@@ -1,4 +1,4 @@
-"""Providers without an OpenAI-compatible endpoint, through the optional any-llm-sdk."""
+"""Providers without an OpenAI-compatible endpoint, reached through the optional package any-llm-sdk."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _FATAL = (
     "AuthenticationError", "MissingApiKeyError", "ModelNotFoundError", "UnsupportedProviderError",
     "InsufficientFundsError",
 )  # fmt: skip
-_REFUSED = ("InvalidRequestError", "UnsupportedParameterError", "ContextLengthExceededError", "ContentFilterError")
+_REFUSALS = ("InvalidRequestError", "UnsupportedParameterError", "ContextLengthExceededError", "ContentFilterError")
 
 
 class AnyProvider:
-    """One provider of any-llm. Keys come from the environment variables that any-llm names.
+    """One provider of any-llm. Keys come from the environment variables that any-llm defines.
 
     Raises:
-        RlverError: any-llm is not installed, does not know the provider, or lacks its key or its package.
+        RlverError: any-llm is not installed, does not know the provider, or lacks the provider's key or package.
     """
 
     def __init__(self, provider: str) -> None:
@@ -30,11 +30,11 @@ class AnyProvider:
             ) from None
         try:
             self._client = AnyLLM.create(provider, unified_exceptions=True)
-        except Exception as error:  # of many kinds; all mean that this provider cannot be used
+        except Exception as error:  # any-llm raises many types here; all mean that the provider cannot be used
             raise RlverError(f"any:{provider}/...: {str(error).splitlines()[0]}") from None
 
     async def complete(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer in the form of the chat completions API."""
+        """The answer to a chat, in the form of the chat completions API."""
         answer = await self._client.acompletion(**request)
         return answer.model_dump()
 
@@ -45,5 +45,5 @@ def is_fatal(error: Exception) -> bool:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an exception of any-llm means that this request will never be answered."""
-    return type(error).__name__ in _REFUSED
+    """Whether an exception of any-llm means that this request will never get an answer."""
+    return type(error).__name__ in _REFUSALS

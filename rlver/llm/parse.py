@@ -1,4 +1,4 @@
-"""Reading an object from what a model wrote: strict about what it means, tolerant about how it is dressed."""
+"""Reads objects from the text of a model: strict about their content, tolerant of the text around them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ M = TypeVar("M", bound=BaseModel)
 _THINK = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _POINTS = re.compile(r"([+-]?)(\d{1,4}(?:\.\d+)?)(?:points?|pts?|分|点)?", re.IGNORECASE)
 _FULL_WIDTH = str.maketrans("＋－−–０１２３４５６７８９", "+---0123456789")
-_MOST_OBJECTS = 50
+_MAX_CANDIDATES = 50
 
 
 def read_object(text: str, form: type[M], foreign: Sequence[str] = ()) -> M:
-    """The one object of this form in the text, whatever stands around it.
+    """Return the one object of this form in the text, whatever surrounds it.
 
     Args:
-        foreign: texts by somebody else that the model may have quoted. What stands in them is not the model's.
+        foreign: texts by others that the model may have quoted. Objects in them are not the model's own.
 
     Raises:
-        Unreadable: there is none, or there are several that differ; the message says what is wrong.
+        Unreadable: the text holds no such object, or several that differ; the message says what is wrong.
     """
     text = _THINK.sub("", text)
-    quoted = []
+    quoted: list[dict[str, Any]] = []
     for other in foreign:
         if "{" in other:
-            quoted += objects(other)
+            quoted += find_objects(other)
             text = text.replace(other, " ")
-    found: list[M] = []
+    items: list[M] = []
     why = "no JSON object in it"
-    for candidate in objects(text):
+    for candidate in find_objects(text):
         if candidate in quoted:
             continue
         try:
@@ -45,33 +45,33 @@ def read_object(text: str, form: type[M], foreign: Sequence[str] = ()) -> M:
             first = error.errors()[0]
             why = f"{'.'.join(map(str, first['loc'])) or 'the object'}: {first['msg']}"
             continue
-        if item not in found:
-            found.append(item)
-    if len(found) == 1:
-        return found[0]
-    raise Unreadable(f"several JSON objects in it differ ({len(found)})" if found else why)
+        if item not in items:
+            items.append(item)
+    if len(items) == 1:
+        return items[0]
+    raise Unreadable(f"several JSON objects in it differ ({len(items)})" if items else why)
 
 
-def objects(text: str) -> list[dict[str, Any]]:
-    """All outermost JSON objects in a text; those that are cut off or beyond mending are left out."""
-    found: list[dict[str, Any]] = []
+def find_objects(text: str) -> list[dict[str, Any]]:
+    """All outermost JSON objects in a text, without those that are cut off or beyond repair."""
+    results: list[dict[str, Any]] = []
     at, tries = text.find("{"), 0
-    while at >= 0 and tries < _MOST_OBJECTS:
+    while at >= 0 and tries < _MAX_CANDIDATES:
         tries += 1
-        end = _end(text, at)
-        item = _loads(text[at:end]) if end > 0 else None
+        end = _end_of_object(text, at)
+        item = _parse_object(text[at:end]) if end > 0 else None
         if item is not None:
-            found.append(item)
-        # Behind an object, or, where there was none, into what looked like one.
+            results.append(item)
+        # Continue after the object, or, if this was none, inside what looked like one.
         at = text.find("{", at + 1 if item is None else end)
-    return found
+    return results
 
 
 def points(value: object) -> float:
-    """A signed number of points from a number or from text such as `+5`, `-10 points`, `5分`.
+    """Read a signed number of points from a number or from text such as `+5`, `-10 points` or `5分`.
 
     Raises:
-        ValueError: it is not exactly one finite number.
+        ValueError: the value is not exactly one finite number.
     """
     if isinstance(value, str):
         match = _POINTS.fullmatch("".join(value.translate(_FULL_WIDTH).split()))
@@ -84,13 +84,13 @@ def points(value: object) -> float:
 
 
 def _unwrapped(item: dict[str, Any], form: type[BaseModel]) -> dict[str, Any]:
-    """The inner object of `{"result": {...}}`."""
+    """The inner object of `{"result": {...}}`; any other object as it is."""
     inner = next(iter(item.values())) if len(item) == 1 else None
     return inner if isinstance(inner, dict) and not set(item) & set(form.model_fields) else item
 
 
-def _end(text: str, start: int) -> int:
-    """Where the object that begins at `start` ends; -1 if it is cut off. Brackets inside strings do not count."""
+def _end_of_object(text: str, start: int) -> int:
+    """Index after the object that begins at `start`; -1 if it is cut off. Braces inside strings do not count."""
     depth, inside = 0, False
     for match in re.finditer(r'[{}"]|\\.', text[start:], re.DOTALL):
         char = match[0]
@@ -103,10 +103,10 @@ def _end(text: str, start: int) -> int:
     return -1
 
 
-def _loads(text: str) -> dict[str, Any] | None:
-    for mend in (str, _mended):
+def _parse_object(text: str) -> dict[str, Any] | None:
+    for prepare in (str, _repaired):
         try:
-            item = json.loads(mend(text), strict=False)
+            item = json.loads(prepare(text), strict=False)
         except (ValueError, RecursionError):
             continue
         if isinstance(item, dict):
@@ -114,8 +114,9 @@ def _loads(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _mended(text: str) -> str:
-    """Outside of strings: plus signs, full-width marks and trailing commas as models write them."""
+def _repaired(text: str) -> str:
+    """The text without what models write and JSON forbids: plus signs, full-width punctuation, trailing commas and
+    comments. Strings stay as they are."""
     parts = re.split(r'("(?:[^"\\]|\\.)*")', text, flags=re.DOTALL)
     for i in range(0, len(parts), 2):
         part = parts[i].translate(str.maketrans("：，｛｝＋", ":,{}+"))

@@ -1,4 +1,4 @@
-"""Asking a model for an object: by JSON schema where the endpoint knows schemas, by reading its text anyway."""
+"""Structured answers: a JSON schema for endpoints that support one, and a tolerant reader for all of them."""
 
 from __future__ import annotations
 
@@ -34,19 +34,22 @@ async def ask(
     check: Callable[[M], str] | None = None,
     attempts: int = 4,
 ) -> M:
-    """Ask until the answer holds one object of this form, a bounded number of times.
+    """Ask a model for an object, again if the answer holds none that can be used.
 
     Args:
+        form: the type of the object; its name and fields become the JSON schema.
+        seed: of the first request; later ones derive theirs from it.
         foreign: see `read_object`.
-        check: says what is wrong with an object that has the right form; empty if nothing is.
+        check: returns what is wrong with an object of the right form, or "" if nothing is.
+        attempts: largest number of answers to ask for.
 
     Raises:
         Unreadable: none of the answers could be used.
         CallFailed, RlverError: see `LLM.complete`.
     """
-    why, useless = "", []
+    why, unusable = "", []
     for attempt in range(attempts):
-        # What was wrong is said in our words alone: the answer itself may hold somebody's instructions.
+        # The note describes the fault in our own words: the answer itself may hold instructions by somebody else.
         note = [{"role": "user", "content": _AGAIN[language].format(why=why)}] if attempt else []
         answer = await llm.complete(
             [*messages, *note],
@@ -55,33 +58,33 @@ async def ask(
             seed=derive(seed, attempt) if attempt else seed,
             schema=schema_of(form),
         )
-        useless.append(answer)
+        unusable.append(answer)
         try:
-            found = read_object(answer.text, form, foreign)
+            item = read_object(answer.text, form, foreign)
         except Unreadable as error:
             why = str(error)
             continue
-        if check is None or not (why := check(found)):
-            return found
-    llm.forget(useless)
+        if check is None or not (why := check(item)):
+            return item
+    llm.forget(unusable)
     raise Unreadable(f"{llm.endpoint.spec}: {attempts} answers in a row could not be used (the last: {why}).")
 
 
 @cache
 def schema_of(form: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a form as endpoints want it: every field required, nothing else allowed, no notes."""
+    """The JSON schema of a form as endpoints accept it: every field required, no other fields, no descriptions."""
     schema = form.model_json_schema()
     return {"title": form.__name__, **_strict(schema, schema.get("$defs", {}))}
 
 
-def _strict(part: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """A part of a schema with references put in, and without what endpoints do not know."""
+def _strict(part: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A part of a schema with its references resolved and without the keywords that endpoints do not support."""
     if "$ref" in part:
-        part = known[part["$ref"].rpartition("/")[2]]
-    kept: dict[str, Any] = {key: part[key] for key in ("type", "enum", "const") if key in part}
+        part = definitions[part["$ref"].rpartition("/")[2]]
+    strict: dict[str, Any] = {key: part[key] for key in ("type", "enum", "const") if key in part}
     if "items" in part:
-        kept["items"] = _strict(part["items"], known)
+        strict["items"] = _strict(part["items"], definitions)
     if "properties" in part:
-        kept["properties"] = {name: _strict(field, known) for name, field in part["properties"].items()}
-        kept |= {"required": list(part["properties"]), "additionalProperties": False}
-    return kept
+        strict["properties"] = {name: _strict(field, definitions) for name, field in part["properties"].items()}
+        strict |= {"required": list(part["properties"]), "additionalProperties": False}
+    return strict

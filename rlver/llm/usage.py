@@ -1,4 +1,4 @@
-"""What calls cost: tokens by model, and money by a price file that the user can edit."""
+"""What calls cost: tokens per model, and dollars by a price file that users can edit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlver.llm.endpoint import Endpoint, parse_endpoint
 
 
 class Tokens(Frozen):
-    """Answers that were used, from the endpoint or from the cache, and their tokens."""
+    """The number of answers, from the endpoint or from the cache, and their tokens."""
 
     calls: int = 0
     input: int = 0
@@ -28,57 +28,57 @@ class Tokens(Frozen):
 
 
 Usage = dict[str, Tokens]
-"""Tokens by the spec of the endpoint."""
+"""Tokens per endpoint, keyed by its spec."""
 
-_counted: ContextVar[Usage | None] = ContextVar("usage", default=None)
+_current: ContextVar[Usage | None] = ContextVar("usage", default=None)
 
 
 @contextmanager
 def counting() -> Iterator[Usage]:
-    """Count all that is used inside, tasks started there included."""
+    """Count the tokens of all calls in the `with` block and in the tasks that it starts."""
     usage: Usage = {}
-    token = _counted.set(usage)
+    token = _current.set(usage)
     try:
         yield usage
     finally:
-        _counted.reset(token)
+        _current.reset(token)
 
 
 def count(spec: str, tokens: Tokens) -> None:
-    """Add to what is being counted, if anything is."""
-    usage = _counted.get()
+    """Add tokens to the innermost `counting` block, if there is one."""
+    usage = _current.get()
     if usage is not None:
         usage[spec] = usage.get(spec, Tokens()) + tokens
 
 
 def add(total: Usage, more: Mapping[str, Tokens]) -> None:
-    """Add one usage to another, in place."""
+    """Add `more` to `total` in place."""
     for spec, tokens in more.items():
         total[spec] = total.get(spec, Tokens()) + tokens
 
 
 class Prices:
-    """Dollars per million tokens, by the beginning of the model's name."""
+    """Dollars per million tokens, by the longest matching prefix of the model's name."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read the given file, else the one that RLVER_PRICES names, else the one of the package.
+        """Read the given file, else the file that RLVER_PRICES names, else the package's own.
 
         Raises:
-            RlverError: the file is missing or not of the form `model: [input, output]`.
+            RlverError: the file is missing or does not have lines of the form `model: [input, output]`.
         """
         named = path or (Path(os.environ["RLVER_PRICES"]) if os.environ.get("RLVER_PRICES") else None)
         self._prices: dict[str, tuple[float, float]] = {}
         try:
             text = named.read_text(encoding="utf-8") if named else read_text("rlver.llm", "data/prices.yaml")
             table = yaml.safe_load(text)
-            for model, (income, outcome) in (table or {}).items():
-                self._prices[str(model)] = float(income), float(outcome)
+            for model, (per_input, per_output) in (table or {}).items():
+                self._prices[str(model)] = float(per_input), float(per_output)
         except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
             why = str(error).splitlines()[0]
-            raise RlverError(f"{named}: not a price file; say `model: [input, output]` a line ({why}).") from None
+            raise RlverError(f"{named}: not a price file; write lines `model: [input, output]` ({why}).") from None
 
     def cost(self, usage: Mapping[str, Tokens]) -> float | None:
-        """Dollars; None if the price of a model is not known."""
+        """The cost in dollars; None if the price of one of the models is unknown."""
         total = 0.0
         for spec, tokens in usage.items():
             price = self._price(parse_endpoint(spec))

@@ -12,7 +12,8 @@ from toys import Toy, quick, save
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlver.cli.main import main
-from rlver.core.profile import ChatIntention, write_profiles
+from rlver.core.profile import ChatIntention
+from rlver.formats.profile_files import write_profiles
 from rlver.stories.generate import generate
 from rlver.train.batch import from_trace
 from rlver.train.config import TrainConfig

@@ -30,8 +30,8 @@ import rlver.train.runs.training_run as run_module
 from rlver.cli.main import main
 from rlver.core.errors import RlverError
 from rlver.core.files import LOCK
-from rlver.core.profile import write_profiles
 from rlver.core.transcript import Transcript
+from rlver.formats.profile_files import write_profiles
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
 from rlver.train.runs.interrupt import Interrupted

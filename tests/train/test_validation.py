@@ -12,9 +12,9 @@ import rlver.train.runs.validation as evaluation_module
 from rlver.cli.main import main
 from rlver.core.emotion import get_preset
 from rlver.core.errors import RlverError
-from rlver.core.profile import write_profiles
 from rlver.evaluation.benchmark import run_benchmark
 from rlver.evaluation.statistics import estimate
+from rlver.formats.profile_files import write_profiles
 from rlver.policies.load import load_policy
 from rlver.stories import benchmark_profiles
 from rlver.stories.generate import generate

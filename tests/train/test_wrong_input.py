@@ -17,8 +17,9 @@ from toys import (
 
 from rlver.cli.main import main
 from rlver.core.errors import RlverError
-from rlver.core.files import held
-from rlver.core.profile import ChatIntention, write_profiles
+from rlver.core.files import locked_folder
+from rlver.core.profile import ChatIntention
+from rlver.formats.profile_files import write_profiles
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig, load_config
 from rlver.train.runs.training_run import run
@@ -73,7 +74,7 @@ def test_only_a_run_goes_on(base: Path, tmp_path: Path, fails: Callable[..., str
 
 def test_two_processes_do_not_write_one_run(base: Path, half: Path) -> None:
     before = (half / "metrics.jsonl").read_bytes()
-    with held(half):
+    with locked_folder(half):
         sentence = refused(quick(base, "ppo"), base, half, resume=True)
     assert str(half) in sentence and "another process" in sentence
     assert (half / "metrics.jsonl").read_bytes() == before

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlver.core.errors import RlverError
-from rlver.core.profile import Language, Profile, read_profiles
+from rlver.core.profile import Language, Profile
+from rlver.formats.profile_files import read_profiles
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
 

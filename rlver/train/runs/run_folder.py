@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from rlver.core.data import digest
 from rlver.core.errors import RlverError
-from rlver.core.files import LOCK, held, read_file
+from rlver.core.files import LOCK, locked_folder, read_file
 from rlver.train.config import TrainConfig
 
 _MAY_CHANGE = {
@@ -62,7 +62,7 @@ def claimed(folder: Path, config: TrainConfig, resume: bool) -> Iterator[None]:
         RlverError: see `check_folder`; or another process is at work there.
     """
     check_folder(folder, config, resume)
-    with held(folder):
+    with locked_folder(folder):
         for part in (*folder.glob(".part-*"), *folder.glob("*/.part-*")):  # what a kill left half-written
             shutil.rmtree(part, ignore_errors=True)
         yield

@@ -22,7 +22,7 @@ from rlver.core.interfaces import UserType
 from rlver.core.jsonl import read_objects
 from rlver.core.profile import Frozen, Intention, Profile
 from rlver.core.transcript import Transcript
-from rlver.formats.sage_profiles import is_official, parse_official
+from rlver.formats.sage_profiles import is_official_profile, parse_official_profile
 from rlver.stories.generate import regenerate
 from rlver.users.embedded.acts import tag
 from rlver.users.embedded.cues import Cues, read_cues
@@ -89,7 +89,7 @@ def read_recorded(paths: Sequence[Path], profiles: Sequence[Profile] = ()) -> li
 def _parse(
     model: str, record: dict[str, Any], where: str, known: dict[str, Profile], cache: dict[str, Profile]
 ) -> Recorded:
-    if is_official(record):
+    if is_official_profile(record):
         return _official(model, record, where, cache)
     try:
         transcript = Transcript.model_validate(record)
@@ -119,7 +119,7 @@ def _parse(
 def _official(model: str, record: dict[str, Any], where: str, cache: dict[str, Profile]) -> Recorded:
     key = str(record.get("id"))
     if key not in cache:
-        cache[key] = parse_official(record, where)
+        cache[key] = parse_official_profile(record, where)
     history = record.get("history")
     if not isinstance(history, list) or not history or not all(isinstance(entry, dict) for entry in history):
         raise RlverError(f"{where}: the official transcript has no list of messages in its field 'history'.")
