@@ -24,8 +24,9 @@ STOREYS = {
     "serve": 4,
     "train": 5,
     "tiny": 6,
+    "api": 7,
     "cli": 8,
-    "__main__": 8,
+    "__main__": 9,
 }
 """The storeys of the house. A module may import from its own place and from lower storeys."""
 

@@ -26,7 +26,6 @@ from rlver.cli.options import (
     ProfilesOption,
     SeedOption,
     UserTypeOption,
-    load_profiles,
 )
 from rlver.core.errors import RlverError
 from rlver.users.embedded.speech import Phrasing
@@ -148,6 +147,7 @@ def bench(
     from rlver.cli.running import BenchmarkProgress
     from rlver.core.emotion import get_preset
     from rlver.evaluation.benchmark import pace_for
+    from rlver.evaluation.profiles import load_profiles
     from rlver.evaluation.results import Sampling
     from rlver.evaluation.suite import Entry, Suite
     from rlver.llm import Limits

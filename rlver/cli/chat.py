@@ -12,8 +12,6 @@ from rlver.cli.options import (
     PresetOption,
     ProfilesOption,
     UserOption,
-    find_profile,
-    load_profiles,
 )
 from rlver.core.errors import RlverError
 
@@ -55,6 +53,7 @@ def chat(
     from rlver.core.dialogue import Dialogue
     from rlver.core.emotion import get_preset
     from rlver.core.seeds import derive
+    from rlver.evaluation.profiles import find_profile, load_profiles
     from rlver.policies.human import QUIT, HumanPolicy
     from rlver.rollout import Rollout, lead, run
     from rlver.users.embedded.user import EmbeddedUser

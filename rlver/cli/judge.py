@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlver.cli.options import JsonOption, LanguageOption, ProfilesOption, SeedOption, UserOption, load_profiles
+from rlver.cli.options import JsonOption, LanguageOption, ProfilesOption, SeedOption, UserOption
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
 
@@ -213,6 +213,7 @@ def redteam(
       rlver judge redteam --language zh
     """
     from rlver.cli.progress import Steps
+    from rlver.evaluation.profiles import load_profiles
     from rlver.users.calibration.redteam import run
 
     chosen = load_profiles(language, profiles)[:n]

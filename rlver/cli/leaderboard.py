@@ -246,8 +246,8 @@ def _cautions(runs: dict[str, list[Transcript]]) -> list[str]:
 
 def _profiles(run: Path, transcripts: Sequence[Transcript], path: Path | None) -> dict[str, Profile]:
     """The profiles of these transcripts: from the given file, from an official transcript itself, or generated."""
-    from rlver.cli.options import find_profile
     from rlver.core.jsonl import read_objects
+    from rlver.evaluation.profiles import find_profile
     from rlver.formats.profile_files import read_profiles
     from rlver.formats.sage_transcripts import is_official_transcript, parse_official_transcript
 

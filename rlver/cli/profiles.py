@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlver.cli.build_profiles import build
-from rlver.cli.options import JsonOption, LanguageOption, SeedOption, find_profile
+from rlver.cli.options import JsonOption, LanguageOption, SeedOption
 from rlver.core.profile import Intention, Language, Profile
 from rlver.formats.profile_files import read_profiles, write_profiles
 from rlver.stories.library import Split
@@ -91,6 +91,8 @@ def show(
 
       rlver profiles show en-benchmark-2507-0000-...
     """
+    from rlver.evaluation.profiles import find_profile
+
     profile = find_profile(name, file)
     if as_json:
         _print_json(profile.model_dump(mode="json"))

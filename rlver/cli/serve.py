@@ -17,7 +17,6 @@ from rlver.cli.options import (
     ProfilesOption,
     SeedOption,
     UserTypeOption,
-    load_profiles,
 )
 from rlver.core.errors import RlverError
 from rlver.users.embedded.speech import Phrasing
@@ -78,6 +77,7 @@ def serve(
     import uvicorn
 
     from rlver.core.emotion import get_preset
+    from rlver.evaluation.profiles import load_profiles
     from rlver.llm import Limits
     from rlver.policies.load import load_policy
     from rlver.policies.prompts import system_prompt

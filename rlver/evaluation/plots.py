@@ -14,13 +14,28 @@ from rlver.core.jsonl import read_objects
 
 
 def learning_curve(metrics_jsonl_paths: Mapping[str, Path], out: Path) -> Path:
-    """Draw the training reward (x 100) over the steps of one run per label, as a PNG; returns `out`.
-
-    Args:
-        metrics_jsonl_paths: `metrics.jsonl` of each run. Lines with a `step` and a `reward` (0-1) are its points.
+    """Write the learning curves of `draw_learning_curve` as a PNG and return `out`.
 
     Raises:
         RlverError: a file is missing, broken or has no such line, or the picture cannot be written.
+    """
+    figure = draw_learning_curve(metrics_jsonl_paths)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png")
+    except OSError as error:
+        raise RlverError(f"{out}: cannot be written ({error.strerror}).") from None
+    return out
+
+
+def draw_learning_curve(metrics_jsonl_paths: Mapping[str, Path]) -> Figure:
+    """Draw the training reward (x 100) over the steps, with one curve for each run.
+
+    Args:
+        metrics_jsonl_paths: label and `metrics.jsonl` of each run. Lines with a `step` and a `reward` (0-1) are points.
+
+    Raises:
+        RlverError: a file is missing, broken or has no such line.
     """
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -36,12 +51,7 @@ def learning_curve(metrics_jsonl_paths: Mapping[str, Path], out: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, format="png")
-    except OSError as error:
-        raise RlverError(f"{out}: cannot be written ({error.strerror}).") from None
-    return out
+    return figure
 
 
 def _points(path: Path) -> tuple[list[float], list[float]]:
