@@ -119,7 +119,7 @@ def test_a_card_tells_the_benchmark(trained: Path, tmp_path: Path) -> None:
         with pytest.raises(RlverError, match=told):
             export(source, tmp_path / "other", results=file)
     file.write_text('{"version": 1}', encoding="utf-8")
-    with pytest.raises(RlverError, match=r"results\.json: these are no results"):
+    with pytest.raises(RlverError, match=r"results\.json: must hold results"):
         export(trained, tmp_path / "other", results=file)
     assert not (tmp_path / "other").exists()
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_exported_is_told(
 
     out = str(tmp_path / "out")
     assert "no such folder" in told(str(tmp_path / "nothing"), "--out", out)
-    assert "no run that has ended" in told(str(tmp_path), "--out", out)
+    assert "neither a run that has ended" in told(str(tmp_path), "--out", out)
     for file in (half / "policy").iterdir():
         file.unlink()
     assert "step-000002" in told(str(half), "--out", out)

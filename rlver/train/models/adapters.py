@@ -1,7 +1,7 @@
-"""LoRA adapters (arXiv 2106.09685) of one frozen model: the policy's, the critic's, and that of the starting policy.
+"""LoRA adapters (arXiv 2106.09685) of one frozen model: the policy's, the critic's, and a copy of the initial policy's.
 
-Only one is at work at a time, or none, which is the base. Their weights are float32 whatever the base is: they are
-small, and what a step changes is too little for 16 bits.
+At any time one adapter is active, or none, which gives the base model. Adapter weights are float32 whatever the base
+is: they are small, and the change of one update is too small for 16 bits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from transformers import PreTrainedModel
 
 from rlver.core.errors import RlverError
 from rlver.inference.model_folder import ADAPTER, need_peft
-from rlver.train.settings import ModelSettings
+from rlver.train.config import ModelSettings
 
 CRITIC, START = "critic", "start"
+"""Names of the critic's adapter and of the copy of the initial policy's adapter."""
 
 
 def lora_config(settings: ModelSettings) -> Any:
-    """The `peft` config that the settings ask for. Raises RlverError where `peft` is not installed."""
+    """The `peft` config for these settings. Raises RlverError if `peft` is not installed."""
     need_peft(f"lora={settings.lora} trains adapters")
     from peft import LoraConfig
 
@@ -37,44 +38,47 @@ def lora_config(settings: ModelSettings) -> Any:
 
 
 def add_adapter(model: PreTrainedModel, config: Any, base: str) -> None:
-    """Add the policy's adapter, which changes nothing yet, and freeze the rest; `base` names the model's folder.
+    """Add the policy's adapter, which does not change the output yet, and freeze everything else.
+
+    Args:
+        base: folder of the base model, recorded in the adapter's config.
 
     Raises:
-        RlverError: the model has no modules of the names that the config targets.
+        RlverError: the model has no modules with the names that the config targets.
     """
     try:
         model.add_adapter(config, ADAPTER)
     except ValueError as error:
-        raise RlverError(f"config: lora_targets: {str(error).splitlines()[0][:200]}") from None
+        raise RlverError(f"lora_targets: {str(error).splitlines()[0][:200]}") from None
     prepare(model, base)
 
 
 def prepare(model: PreTrainedModel, base: str) -> None:
-    """Make the policy's adapter of a model ready for training: float32, and all else frozen."""
+    """Prepare the policy's adapter for training: convert it to float32 and freeze everything else."""
     parameters = adapter_parameters(model, ADAPTER).values()
     for parameter in parameters:
         parameter.data = parameter.data.float()
-    _learn(model, parameters)
+    _train_only(model, parameters)
     config = model.peft_config[ADAPTER]
     config.base_model_name_or_path, config.inference_mode = base, False
-    config.target_modules = sorted(config.target_modules)  # a set has another order in every process
+    config.target_modules = sorted(config.target_modules)  # a set has a different order in every process
 
 
 def copy_adapter(model: PreTrainedModel, name: str, *, trained: bool) -> None:
-    """Add an adapter that begins as a copy of the policy's."""
-    learning = _learning(model)
+    """Add an adapter that starts as a copy of the policy's."""
+    trainable = _trainable_parameters(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are several adapters is the idea
+        warnings.simplefilter("ignore")  # `peft` warns about several adapters, which are intended here
         model.add_adapter(copy.deepcopy(model.peft_config[ADAPTER]), name)
     source, added = adapter_parameters(model, ADAPTER), adapter_parameters(model, name)
     for key, parameter in added.items():
         parameter.data = source[key].data.clone()
-    _learn(model, [*learning, *(added.values() if trained else ())])
+    _train_only(model, [*trainable, *(added.values() if trained else ())])
     activate(model, ADAPTER)
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its policy's adapter added to the weights, and no adapters any more."""
+    """The model with its policy's adapter merged into the weights, and without adapters."""
     layers = _layers(model)
     for name, layer in [(name, module) for name, module in model.named_modules() if module in layers]:
         layer.merge(adapter_names=[ADAPTER])
@@ -86,42 +90,42 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The parameters of an adapter, by names that are the same for all adapters of the model."""
-    mark = f".{name}."
+    """The parameters of an adapter, under keys that are the same for all adapters of the model."""
+    infix = f".{name}."
     return {
-        key.replace(mark, "."): parameter
+        key.replace(infix, "."): parameter
         for key, parameter in model.named_parameters()
-        if mark in key and ".lora_" in key
+        if infix in key and ".lora_" in key
     }
 
 
 def changes_nothing(model: PreTrainedModel) -> bool:
-    """Whether the policy's adapter is still as a fresh one is: the policy is its base."""
+    """Whether the policy's adapter is still as initialised, so that the policy equals its base."""
     return not any(p.any() for key, p in adapter_parameters(model, ADAPTER).items() if "lora_B" in key)
 
 
 def active(model: nn.Module) -> str | None:
-    """The adapter at work; None is the base."""
+    """The name of the active adapter; None is the base model."""
     layer = _layers(model)[0]
     return None if layer.disable_adapters else layer.active_adapters[0]
 
 
 def activate(model: nn.Module, name: str | None) -> None:
-    """Put an adapter to work, or with None the base alone."""
+    """Activate an adapter, or with None the base model alone."""
     if active(model) == name:
         return
-    learning = _learning(model)
+    trainable = _trainable_parameters(model)
     for layer in _layers(model):
         layer.enable_adapters(name is not None)
         if name is not None:
             layer.set_adapter([name])
-    # `peft` freezes what is not at work, and a frozen parameter loses the gradient of a pass that is already done.
-    _learn(model, learning)
+    # `peft` freezes inactive adapters, and a frozen parameter gets no gradient from a forward pass that is already done.
+    _train_only(model, trainable)
 
 
 @contextmanager
 def using(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Put an adapter to work for a while."""
+    """Activate an adapter inside a `with` block."""
     before = active(model)
     activate(model, name)
     try:
@@ -130,12 +134,12 @@ def using(model: nn.Module, name: str | None) -> Iterator[None]:
         activate(model, before)
 
 
-def _learning(model: nn.Module) -> list[nn.Parameter]:
+def _trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _learn(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Let these parameters learn and no others."""
+def _train_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Freeze all parameters but these."""
     model.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Loading a model for training: where it lies, in which numbers, and which of its weights learn."""
+"""Loading a model for training: its device, the type of its weights, and which of them are trained."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
 from rlver.inference.model_folder import ADAPTER, base_folder, has_adapters, load_model, pick_device
+from rlver.train.config import ModelSettings
 from rlver.train.models import adapters
-from rlver.train.settings import ModelSettings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_for_training(folder: Path, settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a policy folder as the settings ask for it, and its tokenizer.
+    """The model of a policy folder, loaded as the settings say, and its tokenizer.
 
-    Of a folder that holds an adapter, that adapter is trained on if `lora` is its rank; with `lora=0` it becomes part
-    of the weights, and all of them are trained.
+    If the folder holds an adapter and `lora` is its rank, that adapter is trained further. With `lora=0` it is merged
+    into the weights, all of which are trained.
 
     Raises:
-        RlverError: no model that can be loaded, no such device, a package that is missing, adapters that do not fit.
+        RlverError: the model cannot be loaded, the device does not exist, a package is missing, or the adapters do not
+            fit.
     """
     base = base_folder(folder)
     device = pick_device(settings.device, base)
@@ -58,7 +59,7 @@ def dtype_for(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 
 def four_bit(device: torch.device, dtype: torch.dtype) -> Any:
-    """How `transformers` loads a base in four bits. Raises RlverError where that is not possible."""
+    """The `transformers` config that loads a base in four bits. Raises RlverError if the device or a package is missing."""
     if device.type != "cuda":
         raise RlverError(
             f"quantize=4bit needs an NVIDIA or AMD GPU, and the device is {device.type}; set quantize=none."
@@ -75,21 +76,21 @@ def four_bit(device: torch.device, dtype: torch.dtype) -> Any:
     )
 
 
-def learning(model: nn.Module) -> list[nn.Parameter]:
-    """The policy's parameters that learn: its adapter's, or all."""
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the policy that are trained: those of its adapter, or all."""
     if isinstance(model, PreTrainedModel) and has_adapters(model):
         return list(adapters.adapter_parameters(model, ADAPTER).values())
     return list(model.parameters())
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Let each layer keep its input alone and be computed again, with the same adapter, in the backward pass."""
+    """Let each layer keep only its input and recompute the rest, with the same adapter, in the backward pass."""
 
     def contexts() -> tuple[Any, Any]:
-        """Those of the first pass and of the second, which comes when another adapter may be at work."""
+        """Contexts of the forward pass and of the recomputation, during which another adapter may be active."""
         if not has_adapters(model):
             return nullcontext(), nullcontext()
         return nullcontext(), adapters.using(model, adapters.active(model))
 
     model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
-    model.disable_input_require_grads()  # what the old way of checkpointing needed
+    model.disable_input_require_grads()  # only the reentrant kind of checkpointing needs them

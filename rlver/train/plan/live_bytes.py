@@ -1,4 +1,4 @@
-"""Counting the memory of tensors while a computation runs, on real tensors or on fake ones that have none."""
+"""Counts the memory of tensors during a computation, with real tensors or with fake ones that occupy no memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """In a `with` block, `now` and `peak` are the bytes of what was made in it and is still held.
+    """In a `with` block, counts the bytes of tensors that were created in it and still exist, in `now` and `peak`.
 
     Args:
-        ignored: tensors that were there before; views of them are not counted.
+        ignored: tensors that existed before. Views of them are not counted.
     """
 
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
@@ -23,18 +23,18 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
         for tensor in ignored:
-            self._hold(tensor, counted=False)
+            self._track(tensor, counted=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and take what it made into account."""
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
+        """Run an operation and count its results."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._hold(leaf)
+                self._track(leaf)
         self.peak = max(self.peak, self.now)
-        return made
+        return result
 
-    def _hold(self, tensor: Tensor, counted: bool = True) -> None:
+    def _track(self, tensor: Tensor, counted: bool = True) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:

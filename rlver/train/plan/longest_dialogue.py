@@ -1,4 +1,4 @@
-"""The longest dialogue that a run can meet, in tokens, before it runs."""
+"""The longest dialogue that a run can have, in tokens, estimated before the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rlver.core.emotion import get_preset
 from rlver.core.interfaces import User
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
@@ -19,63 +18,67 @@ from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
 
 _PROFILES = 48
+"""Number of profiles that scripted policies talk with."""
 _SCRIPTS = ("oracle", "generic")
-"""One keeps the user talking to the end, one makes them say how they are disappointed."""
+"""The first keeps the user talking to the end, the second makes the user express disappointment."""
 
 
 @dataclass(frozen=True)
-class Longest:
-    """Lengths in tokens, marks of the chat template included."""
+class LongestDialogue:
+    """Lengths in tokens, the tokens of the chat template included."""
 
     opening: int
     """System prompt and the longest first utterance."""
     utterance: int
     """The longest later utterance."""
     replies: int
-    """Most replies of a dialogue."""
+    """Largest number of replies in a dialogue."""
     max_tokens: int
-    """Most tokens of a reply, thinking included."""
+    """Largest number of tokens in a reply, thinking included."""
     think: bool
     heard: int
-    """Utterances that were looked at."""
+    """Number of utterances that were measured."""
 
     @property
     def context(self) -> int:
-        """Most tokens that a row of the KV cache holds; a reply that was cut off is closed by one more token."""
+        """Largest number of tokens in a row of the KV cache. A reply that was cut off is closed by one more token."""
         return self.opening + (self.replies - 1) * (self.max_tokens + 1 + self.utterance) + self.max_tokens
 
     @property
     def sample(self) -> int:
-        """Most tokens of a dialogue in training: with thinking, each reply as it was sampled stands beside the talk."""
+        """Largest number of tokens of a dialogue in training. With thinking, sampled replies stand beside the context."""
         return self.context + (self.replies - 1) * self.max_tokens * self.think
 
     @property
     def trained(self) -> int:
-        """Most tokens of a dialogue that are trained."""
+        """Largest number of trained tokens of a dialogue."""
         return self.replies * self.max_tokens
 
 
-def longest(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, agent: User, profiles: Sequence[Profile] | None
-) -> Longest:
-    """The longest dialogue: every reply takes all its tokens, every utterance is the longest that was heard.
+def longest_dialogue(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, user: User, profiles: Sequence[Profile] | None
+) -> LongestDialogue:
+    """The longest dialogue: every reply has all its tokens, and every utterance is as long as the longest measured one.
 
-    Utterances are heard where scripted policies talk with the run's user about 48 of its profiles.
+    Utterances are measured by letting scripted policies talk with the run's user about up to 48 of its profiles.
+
+    Args:
+        profiles: those that the run trains on; None if they are generated.
     """
     if profiles is None:
         profiles = generate(config.language, "train", _PROFILES, derive(config.seed, "profiles", 0))
     profiles = profiles[:: max(1, len(profiles) // _PROFILES)][:_PROFILES]
-    preset = get_preset(config.preset)
     chat = ChatFormat(tokenizer, system_prompt(config.language, config.think), config.think)
     openings, utterances = [], [0]
     for script in _SCRIPTS:
-        for dialogue in play(profiles, ScriptedPolicy(script, config.language), agent, preset, seed=config.seed):
+        policy = ScriptedPolicy(script, config.language)
+        for dialogue in play(profiles, policy, user, config.rules, seed=config.seed):
             openings.append(len(chat.opening(dialogue.opening)) + len(chat.lead))
             utterances += [len(chat.turn(turn.reaction.utterance)) for turn in dialogue.turns if turn.reaction]
-    return Longest(
+    return LongestDialogue(
         opening=max(openings),
         utterance=max(utterances),
-        replies=preset.replies,
+        replies=config.rules.replies,
         max_tokens=config.max_tokens,
         think=config.think,
         heard=len(openings) + len(utterances) - 1,

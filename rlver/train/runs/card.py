@@ -18,30 +18,30 @@ from rlver.train.runs.run_folder import read_json
 from rlver.train.runs.validation import PREFIX
 
 _SHOWN = (
-    "algo", "credit", "user", "preset", "steps", "batch", "group", "epochs", "minibatches", "lr", "warmup",
+    "algo", "credit", "user", "user_type", "preset", "steps", "batch", "group", "epochs", "minibatches", "lr", "warmup",
     "final_rate", "kl", "entropy", "clip", "gamma", "temperature", "max_tokens", "seed",
 )  # fmt: skip
 
-_HELLO = {"en": "I had a fight with my sister and now I cannot sleep.", "zh": "我跟妹妹吵了一架，现在睡不着。"}
+_GREETING = {"en": "I had a fight with my sister and now I cannot sleep.", "zh": "我跟妹妹吵了一架，现在睡不着。"}
 
 _LIMITS = """## Limits
 
 - Its rewards and its scores come from *simulated* users: from programs or language models that play people. How real
-  people would feel about it was not measured. Scores of different simulators, presets or versions do not compare.
+  people would feel about it was not measured. Scores with different users, presets or versions are not comparable.
 - It is no therapist and gives no medical, legal or crisis advice. In an emergency, people need people.
-- A model that is rewarded for how somebody feels may learn to please rather than to help: check for flattery and for
-  agreement with what is not true before you let it talk with anybody.
-- It was trained in one language, on short talks about everyday troubles."""
+- A model that is rewarded for how somebody feels may learn to please rather than to help. Check for flattery and for
+  agreement with false statements before you let it talk with anybody.
+- It was trained in one language, on short dialogues about everyday troubles."""
 
 
 class Subject(NamedTuple):
-    """Whom the card is about."""
+    """The policy that the card is about."""
 
     name: str
-    note: Mapping[str, Any]
-    """Its `rlver.json`."""
+    facts: Mapping[str, Any]
+    """The contents of its `rlver.json`."""
     run: Mapping[str, Any]
-    """The `config.json` of its run; empty if there is none."""
+    """The contents of the `config.json` of its run; empty if it is not part of a run."""
 
 
 class Row(NamedTuple):
@@ -60,82 +60,88 @@ class Results(NamedTuple):
     """What was measured."""
 
     source: str
-    """By what."""
+    """What measured it."""
     rows: Sequence[Row]
-    """Of several policies, or of one with several kinds of users."""
+    """Several policies, or one policy with several types of users."""
     facts: Mapping[str, Any]
-    """What the scores depend on."""
+    """What the scores depend on, by name."""
 
 
 def read_results(file: Path, policy: Path) -> Results:
     """The results of `rlver bench`.
 
     Raises:
-        RlverError: the file cannot be read, or the policy is not among those that it is about.
+        RlverError: the file cannot be read, or it holds no result of this policy.
     """
     try:
-        found = BenchmarkResults.model_validate_json(read_file(file))
+        results = BenchmarkResults.model_validate_json(read_file(file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RlverError(f"{file}: these are no results of `rlver bench` ({where}: {first['msg']}).") from None
-    mine = [result for result in found.policies if _is_folder(result.policy, policy)]
-    if not mine:
-        names = ", ".join(result.policy for result in found.policies)
+        raise RlverError(f"{file}: must hold results of `rlver bench` ({where}: {first['msg']}).") from None
+    own = [result for result in results.policies if _is_folder(result.policy, policy)]
+    if not own:
+        names = ", ".join(result.policy for result in results.policies)
         raise RlverError(f"{file}: is about {names}, and not about {policy}; measure it with rlver bench.")
-    base = [result for result in found.policies if _is_folder(result.policy, policy.parent / "base")]
-    rows = [_row("this policy", mine[0]), *(_row("what it was trained from", result) for result in base)]
-    rows += [_row(result.policy, result) for result in found.policies if result.policy.startswith("scripted:")]
+    base = [result for result in results.policies if _is_folder(result.policy, policy.parent / "base")]
+    rows = [_row("this policy", own[0]), *(_row("what it was trained from", result) for result in base)]
+    rows += [_row(result.policy, result) for result in results.policies if result.policy.startswith("scripted:")]
+    profiles = results.profiles if results.profiles == "built-in" else Path(results.profiles).name
     facts = {
-        "preset": found.preset,
-        "simulated user": found.user,
-        "profiles": f"{found.n} ({found.profiles if found.profiles == 'built-in' else Path(found.profiles).name}, "
-        f"{found.profiles_hash})",
-        "dialogues per profile": found.repeats,
-        "system prompt": mine[0].prompt,
-        "temperature": mine[0].temperature,
-        "seed": found.seed,
-        "rlver": found.rlver,
+        "preset": results.preset,
+        "simulated user": results.user,
+        "profiles": f"{results.n} ({profiles}, {results.profiles_hash})",
+        "dialogues per profile": results.repeats,
+        "system prompt": own[0].prompt,
+        "temperature": own[0].temperature,
+        "seed": results.seed,
+        "rlver": results.rlver,
     }
     return Results("`rlver bench`", rows, facts)
 
 
-def own_results(run: Path | None, note: Mapping[str, Any]) -> Results | None:
-    """The run's own evaluation of the policy at that step; None if there was none."""
-    facts = read_json(run / "config.json").get("evaluation") if run else None
-    if run is None or not facts or not (run / "metrics.jsonl").is_file():
+def own_results(run: Path | None, facts: Mapping[str, Any]) -> Results | None:
+    """The run's own evaluation of a policy; None if there was none.
+
+    Args:
+        facts: the contents of the policy's `rlver.json`.
+    """
+    evaluation = read_json(run / "config.json").get("evaluation") if run else None
+    if run is None or not evaluation or not (run / "metrics.jsonl").is_file():
         return None
-    metrics = next((line for _, line in read_objects(run / "metrics.jsonl") if line["step"] == note.get("step")), {})
+    metrics = next((line for _, line in read_objects(run / "metrics.jsonl") if line["step"] == facts.get("step")), {})
     rows = [
         Row(
-            f"{user} users",
-            facts["n"],
-            *(metrics[f"{PREFIX}{user}/{name}"] for name in ("score", "low", "high", "success", "failure")),
+            f"{user_type} users",
+            evaluation["n"],
+            *(metrics[f"{PREFIX}{user_type}/{name}"] for name in ("score", "low", "high", "success", "failure")),
         )
-        for user in facts["users"]
-        if f"{PREFIX}{user}/score" in metrics
+        for user_type in evaluation["users"]
+        if f"{PREFIX}{user_type}/score" in metrics
     ]
     if not rows:
         return None
-    profiles = facts["profiles"] if facts["profiles"] == "validation" else Path(facts["profiles"]).name
-    shown = {
-        "preset": facts["preset"],
-        "simulated users": ", ".join(facts["users"].values()),
-        "profiles": f"{facts['n']} ({profiles}, {facts['profiles_hash']})",
-        "system prompt": note.get("prompt"),
-        "temperature": note.get("temperature"),
-        "seed": facts["seed"],
-        "rlver": note.get("version"),
+    profiles = evaluation["profiles"]
+    if profiles != "validation":
+        profiles = Path(profiles).name
+    measured_with = {
+        "preset": evaluation["preset"],
+        "simulated users": ", ".join(evaluation["users"].values()),
+        "profiles": f"{evaluation['n']} ({profiles}, {evaluation['profiles_hash']})",
+        "system prompt": facts.get("prompt"),
+        "temperature": facts.get("temperature"),
+        "seed": evaluation["seed"],
+        "rlver": facts.get("version"),
     }
-    return Results("the run's own evaluation, by which its best policy may have been chosen", rows, shown)
+    return Results("the run's own evaluation, by which its best policy may have been chosen", rows, measured_with)
 
 
 def model_card(subject: Subject, results: Results | None, *, adapter: bool, base_model: str | None) -> str:
-    """The card, as Markdown with a YAML header. The license is left to whoever publishes it."""
+    """The card as Markdown with a YAML header. The license is left to the person who publishes the model."""
     config: Mapping[str, Any] = subject.run.get("config", {})
-    algorithm = subject.note.get("algo")
+    algorithm = subject.facts.get("algo")
     header: dict[str, Any] = {
-        "language": [subject.note.get("language") or "en"],
+        "language": [subject.facts.get("language") or "en"],
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["rlver", "dialogue", "empathy", "reinforcement-learning", *([algorithm] if algorithm else [])],
@@ -145,7 +151,7 @@ def model_card(subject: Subject, results: Results | None, *, adapter: bool, base
     parts = [
         f"---\n# license: choose one before you publish\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {subject.name}",
-        _about(subject, base_model or _plain_name(config.get("policy")), adapter),
+        _about(subject, base_model or _public_name(config.get("policy")), adapter),
         _use(subject, base_model, adapter),
         _training(subject, config),
         _scores(results),
@@ -155,26 +161,29 @@ def model_card(subject: Subject, results: Results | None, *, adapter: bool, base
 
 
 def _about(subject: Subject, base: str | None, adapter: bool) -> str:
-    note = subject.note
+    facts = subject.facts
     what = "A LoRA adapter for a dialogue model" if adapter else "A dialogue model"
     start = f", trained from {base}" if base else ""
-    if not note.get("algo"):
+    if not facts.get("algo"):
         return f"{what} that talks with people who are troubled{start}."
-    user = str(note.get("user", ""))
-    kind = f"{user.split('/')[1]} users" if user.count("/") >= 2 else "users"
+    user = str(facts.get("user", ""))
+    users = f"simulated {user.split('/')[1]} users" if user.count("/") >= 2 else "simulated users"
+    talks = f"{what} that talks with people who are troubled{start} with {facts['algo'].upper()}"
+    if reward := subject.run.get("reward"):
+        return f"{talks} in dialogues with {users} (RLVER, arXiv 2507.03112), on the custom reward `{reward}`."
     return (
-        f"{what} that talks with people who are troubled{start} with {note['algo'].upper()} on the emotions of "
-        f"simulated {kind} (RLVER, arXiv 2507.03112): what a reply did to how the user felt was its reward."
+        f"{talks} on the emotions of {users} (RLVER, arXiv 2507.03112): what a reply did to how the user felt was its "
+        "reward."
     )
 
 
 def _use(subject: Subject, base: str | None, adapter: bool) -> str:
-    note, name = subject.note, subject.name
-    think = bool(note.get("think"))
-    prompt = system_prompt(note.get("language") or "en", think)
+    name, language = subject.name, subject.facts.get("language") or "en"
+    think = bool(subject.facts.get("think"))
+    prompt = system_prompt(language, think)
     thinking = (
-        "\n\nIt thinks inside `<think></think>` before it speaks. Cut the thoughts out of its replies before you show "
-        "them, and before you give them back as history: in training it never saw its earlier thoughts."
+        "\n\nIt thinks inside `<think></think>` before it speaks. Remove the thoughts from its replies before you "
+        "show them, and before you pass them back as history: in training it never saw its earlier thoughts."
         if think
         else ""
     )
@@ -190,7 +199,7 @@ def _use(subject: Subject, base: str | None, adapter: bool) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("{name}")',
         "messages = [",
         f'    {{"role": "system", "content": {_quoted(prompt)}}},',
-        f'    {{"role": "user", "content": {_quoted(_HELLO[note.get("language") or "en"])}}},',
+        f'    {{"role": "user", "content": {_quoted(_GREETING[language])}}},',
         "]",
         'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
         "return_dict=True)",
@@ -203,25 +212,25 @@ def _use(subject: Subject, base: str | None, adapter: bool) -> str:
         "With `rlver`:",
         "",
         "```sh",
-        f"rlver bench --policy {name} --language {note.get('language', 'en')}   # measure it",
-        f"rlver serve --policy {name} --language {note.get('language', 'en')}   # an OpenAI-compatible endpoint",
+        f"rlver bench --policy {name} --language {language}   # measure it",
+        f"rlver serve --policy {name} --language {language}   # an OpenAI-compatible endpoint",
         "```",
     ]
     return "\n".join(lines)
 
 
 def _training(subject: Subject, config: Mapping[str, Any]) -> str:
-    if not config or not subject.note.get("algo"):
+    if not config or not subject.facts.get("algo"):
         return ""
     rows = [f"| {key} | {config[key]} |" for key in _SHOWN if key in config]
     versions = ", ".join(f"{name} {number}" for name, number in subject.run.get("versions", {}).items())
-    step = subject.note.get("step")
+    step = subject.facts.get("step")
     return "\n".join(
         [
             "## Training",
             "",
             f"The policy after step {step} of {config.get('steps')}, with {versions}. "
-            f"Simulated user: `{subject.note.get('user')}`.",
+            f"Simulated user: `{subject.facts.get('user')}`.",
             "",
             "| setting | value |",
             "|---|---|",
@@ -232,7 +241,7 @@ def _training(subject: Subject, config: Mapping[str, Any]) -> str:
 
 def _scores(results: Results | None) -> str:
     if results is None:
-        return "## Score\n\nNot measured. `rlver bench` measures it, and `rlver export --results` puts it here."
+        return "## Score\n\nNot measured. `rlver bench` measures it, and `rlver export --results` adds it to this card."
     lines = [
         "## Score",
         "",
@@ -251,16 +260,16 @@ def _scores(results: Results | None) -> str:
 
 
 def _row(name: str, result: PolicyResult) -> Row:
-    found = result.summary
-    return Row(name, found.n, found.score, *found.ci95, found.success, found.failure)
+    summary = result.summary
+    return Row(name, summary.n, summary.score, *summary.ci95, summary.success, summary.failure)
 
 
 def _is_folder(spec: str, folder: Path) -> bool:
     return Path(spec.removeprefix("hf:")).resolve() == folder.resolve()
 
 
-def _plain_name(policy: Any) -> str | None:
-    """What the starting policy can be called before others; where it lies on this machine is nobody's business."""
+def _public_name(policy: Any) -> str | None:
+    """A name for the starting policy that does not reveal where it lies on this machine."""
     if policy == "tiny":
         return "the tiny policy that RLVER pretrains itself"
     return Path(str(policy)).name if policy else None

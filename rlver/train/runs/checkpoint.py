@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped, in safetensors and JSON.
 
-Random numbers need no saving: whatever is drawn in a step is drawn from the run's seed and the number of the step.
-So are the profiles of a step; and the learning rates follow from its number. What does have state is a small
-dictionary in state.json: the best evaluation so far, the windows that watch for a collapse, the curriculum.
+The state of random number generators need not be saved, because everything random in a step, its profiles included, is
+drawn from the run's seed and the number of the step. The learning rates follow from that number, too. The rest of the
+state is a small dictionary in state.json: the best evaluation so far, the windows of the collapse rules, the curriculum.
 """
 
 from __future__ import annotations
@@ -24,50 +24,53 @@ from rlver.inference.model_folder import ADAPTER_WEIGHTS, has_adapters, load_ada
 from rlver.policies.load import FOLDER_FILE
 from rlver.policies.local import end_tokens
 from rlver.train.models.critic import AdapterCritic, Critic
-from rlver.train.runs.run_folder import remove, whole_folder
+from rlver.train.runs.run_folder import atomic_folder, remove
 
 
 def save_policy(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]
 ) -> None:
-    """Save a policy as a folder that `transformers` loads and samples from as we did; an older folder is replaced.
+    """Save a policy as a folder that `transformers` loads and samples from as in training.
 
-    `rlver.json` in it says what it was trained for.
+    An older folder is replaced.
+
+    Args:
+        facts: how the policy was trained, for `rlver.json` in the folder.
     """
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         write_policy(part, model, tokenizer, facts)
 
 
 def write_policy(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]
 ) -> None:
-    """Write the files of a policy folder, one by one; see `save_policy`."""
+    """Write the files of a policy folder one by one; see `save_policy`."""
     folder.mkdir(exist_ok=True)
-    # Set first: a model whose own settings contradict each other would refuse to be saved.
-    model.generation_config = generation(tokenizer, facts, end_tokens(model))
+    # Set before saving, because `transformers` does not save a model whose own generation settings contradict each other.
+    model.generation_config = generation_config(tokenizer, facts, end_tokens(model))
     model.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)  # an adapter does not bring it along
+    model.generation_config.save_pretrained(folder)  # saving an adapter does not include it
     tokenizer.save_pretrained(folder)
     (folder / FOLDER_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def generation(
+def generation_config(
     tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any], ends: Sequence[int] = ()
 ) -> GenerationConfig:
-    """How to sample as in training: at its temperature from the whole distribution, up to a closing mark.
+    """Settings that sample as in training: at its temperature, from the whole distribution, up to a closing token.
 
     Args:
-        ends: ids at which the model ended a reply already; some have several.
+        ends: ids at which the model's own settings end a reply; some models have several.
     """
     stop = tokenizer.eos_token_id
-    every = sorted({*ends, *([] if stop is None else [stop])})
+    all_ends = sorted({*ends, *([] if stop is None else [stop])})
     pad = tokenizer.pad_token_id
     temperature = facts.get("temperature", 1.0)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
         **(sampling if temperature else {"do_sample": False}),
         max_new_tokens=facts.get("max_tokens", 256),
-        eos_token_id=every[0] if len(every) == 1 else every,
+        eos_token_id=all_ends[0] if len(all_ends) == 1 else all_ends,
         pad_token_id=stop if pad is None else pad,
     )
 
@@ -87,11 +90,11 @@ class Checkpoints:
         return next(reversed(self.all()), None)
 
     def before(self, step: int) -> Path | None:
-        """The newest complete checkpoint after less than `step` steps."""
-        return next((found for found in reversed(self.all()) if step_of(found) < step), None)
+        """The newest complete checkpoint after fewer than `step` steps."""
+        return next((checkpoint for checkpoint in reversed(self.all()) if step_of(checkpoint) < step), None)
 
     def of(self, step: int) -> Path:
-        """Where the checkpoint after so many steps lies, or will."""
+        """The path of the checkpoint after `step` steps, whether it exists or not."""
         return self.folder / f"step-{step:06d}"
 
     def save(
@@ -104,13 +107,17 @@ class Checkpoints:
         optimizers: Mapping[str, Optimizer],
         state: Mapping[str, Any],
     ) -> Path:
-        """Write what there is after `step` steps. It appears under its name only when it is whole.
+        """Write the checkpoint after `step` steps. It appears under its name only when it is complete.
+
+        Args:
+            facts: how the policy was trained; see `save_policy`.
+            state: JSON values for state.json.
 
         Raises:
-            RlverError: it cannot be written, for example on a full disk; the checkpoints before it are kept.
+            RlverError: it cannot be written, for example because the disk is full; earlier checkpoints are kept.
         """
         target = self.of(step)
-        with whole_folder(target) as part:
+        with atomic_folder(target) as part:
             write_policy(part / "policy", model, tokenizer, facts)
             if critic is not None:
                 save_file(_untied(critic), part / "critic.safetensors")
@@ -120,18 +127,21 @@ class Checkpoints:
         return target
 
     def prune(self, keep: int, recent: int = 0) -> None:
-        """Delete all but the last `keep` checkpoints, the newest from before the last `recent` steps, and its heir.
+        """Delete old checkpoints, except the last `keep`.
 
-        So there is always one from before them, if there ever was, and it is at most twice as old as it must be
-        plus the steps between two checkpoints.
+        With `recent`, the newest checkpoint from before the last `recent` steps and its successor are kept, too. There
+        is then always a checkpoint from before these steps, if there ever was one, and it is at most twice as old as
+        necessary plus the steps between two checkpoints.
         """
-        found = self.all()
-        limit = step_of(found[-1]) - recent
-        older = [path for path in found if step_of(path) <= limit]
-        spared = {*found[-keep:], *older[-1:], *found[len(older) : len(older) + 1]} if recent else {*found[-keep:]}
-        for path in found:
-            if path not in spared:
-                remove(path)
+        checkpoints = self.all()
+        limit = step_of(checkpoints[-1]) - recent
+        older = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= limit]
+        kept = {*checkpoints[-keep:]}
+        if recent:
+            kept |= {*older[-1:], *checkpoints[len(older) : len(older) + 1]}
+        for checkpoint in checkpoints:
+            if checkpoint not in kept:
+                remove(checkpoint)
 
     def load(
         self,
@@ -140,7 +150,7 @@ class Checkpoints:
         critic: Critic | AdapterCritic | None,
         optimizers: Mapping[str, Optimizer],
     ) -> dict[str, Any]:
-        """Restore a checkpoint into these objects and return its state, with the number of steps done as `step`.
+        """Restore a checkpoint into these objects. Returns its state, with the number of steps done as `step`.
 
         Raises:
             RlverError: the checkpoint is damaged or belongs to another model.
@@ -161,17 +171,17 @@ class Checkpoints:
 
 
 def damaged(checkpoint: Path, error: object) -> RlverError:
-    """What to say of a checkpoint that cannot be read as one."""
+    """The error for a checkpoint that cannot be read."""
     return RlverError(f"{checkpoint}: this checkpoint is damaged ({error}); delete it to go on from the one before.")
 
 
 def step_of(checkpoint: Path) -> int:
-    """The steps after which a checkpoint was written."""
+    """The number of steps after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Load the weights of a policy folder, in one file or in several, into a model of the same kind."""
+    """Load the weights of a policy folder, from one file or several, into a model of the same architecture."""
     if has_adapters(model):
         return load_adapter(model, load_file(folder / ADAPTER_WEIGHTS))
     index = folder / "model.safetensors.index.json"
@@ -190,12 +200,12 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def _untied(module: torch.nn.Module) -> dict[str, Tensor]:
-    """A state dict in which no two tensors share memory, as safetensors wants it."""
-    seen: set[int] = set()
+    """A state dict in which no two tensors share memory, which safetensors does not allow."""
+    pointers: set[int] = set()
     tensors = {}
     for name, tensor in module.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
+        if tensor.data_ptr() not in pointers:
+            pointers.add(tensor.data_ptr())
             tensors[name] = tensor.contiguous()
     return tensors
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, or by a cluster that wants its machine back."""
+"""Stopping a run on request: Ctrl-C, or SIGTERM from a cluster scheduler."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first signal lets the step in hand be finished and saved; the second stops at once."""
-    asked = False
+    """Inside the `with` block, the first signal lets the current step finish and be saved; the second stops at once.
 
-    def ask(*_: object) -> None:
-        nonlocal asked
-        if asked:
+    Yields:
+        A function that says whether a signal has arrived.
+    """
+    requested = False
+
+    def handle(*_: object) -> None:
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
 
     try:
-        before = [(kind, signal.signal(kind, ask)) for kind in _SIGNALS]
-    except ValueError:  # not the main thread: whoever runs us handles signals
+        previous = [(kind, signal.signal(kind, handle)) for kind in _SIGNALS]
+    except ValueError:  # not in the main thread, where signals are handled
         yield lambda: False
         return
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
-        for kind, handler in before:
+        for kind, handler in previous:
             signal.signal(kind, handler)

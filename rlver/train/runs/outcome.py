@@ -1,4 +1,4 @@
-"""What a run came to, for whoever reads its folder afterwards: `outcome.json`."""
+"""How a run ended: `outcome.json` in its folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Outcome(Frozen):
     collapse: str = ""
     """What collapsed; empty if nothing did."""
     score: Score | None = None
-    """The last step's evaluation with the type of user that the policy trained with; None if there was none."""
+    """The last step's evaluation with the user type that the policy trained with; None if there was none."""
     best_step: int = 0
     """Step of the best evaluation; 0 if there was none."""
     best: Score | None = None
     """The best evaluation."""
     tracker_failures: dict[str, int] = Field(default_factory=dict)
-    """Records that a tracker did not take, by its name."""
+    """Number of records that each tracker failed to store."""
 
     def write(self, folder: Path) -> None:
         """Write into the run's folder."""
@@ -38,7 +38,7 @@ class Outcome(Frozen):
 
     @property
     def verdict(self) -> str:
-        """Which policy is better, in a sentence; empty if nothing was evaluated."""
+        """One sentence that says whether the last or the best policy scored higher; empty without evaluations."""
         if self.best is None or self.score is None:
             return ""
         last = f"policy/ is the last (step {self.steps}, held-out score {self.score})"

@@ -1,4 +1,4 @@
-"""The files of a run, written so that a kill in any moment leaves them whole or mendable."""
+"""The files of a run, written so that a kill at any moment leaves them complete or repairable."""
 
 from __future__ import annotations
 
@@ -23,63 +23,64 @@ _MAY_CHANGE = {
     "collapse_reward", "collapse_patience", "device_memory_gb", "gradient_checkpointing", "offload_optimizer",
     "offload_reference", "logit_tokens",
 }  # fmt: skip
-"""Settings of what a run leaves behind, when it ends and where things lie in memory: not of what a step learns."""
+"""Settings that a resumed run may change: what it writes, when it ends, and where things lie in memory, but nothing
+that changes what a step learns."""
 
 
-def check_folder(folder: Path, config: TrainConfig, resume: bool) -> None:
-    """Check that the folder is free, or holds this very run if it is to be resumed.
+def check_folder(folder: Path, config: TrainConfig, resume: bool, reward: str | None = None) -> None:
+    """Check that the folder is free or, if a run is to be resumed, that it holds this very run.
+
+    Args:
+        reward: name of the run's own reward, if it has one.
 
     Raises:
-        RlverError: it holds something else, a run that was not to be resumed, or one with other settings.
+        RlverError: the folder holds something else, a run that is not to be resumed, or one with other settings.
     """
     if not resume and not (folder / "config.json").exists():
-        strangers = sorted(path.name for path in folder.iterdir() if not _ours(path)) if folder.is_dir() else []
+        strangers = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.is_dir() else []
         if strangers:
             raise RlverError(f"{folder}: holds no run, but {strangers[0]}; choose a new or an empty folder as --out.")
         return
-    defaults = json.loads(TrainConfig.model_validate({}).model_dump_json())
-    stored = defaults | stored_config(folder)  # a run of an earlier version lacks what came later
+    stored = TrainConfig().model_dump(mode="json") | stored_config(folder)  # older runs lack newer settings
     if not resume:
         raise RlverError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out.")
-    current = json.loads(config.model_dump_json())
+    current = config.model_dump(mode="json")
     changed = [
         f"{key}: {stored.get(key)!r} -> {current[key]!r}"
         for key in current
         if stored.get(key) != current[key] and key not in _MAY_CHANGE
     ]
-    mark = read_json(folder / "config.json").get("profiles_hash")
-    if mark is not None and mark != profiles_hash(config):
+    description = read_json(folder / "config.json")
+    stored_hash = description.get("profiles_hash")
+    if stored_hash is not None and stored_hash != profiles_hash(config):
         changed.append(f"{config.profiles} holds other profiles now")
+    if description.get("reward") != reward:
+        changed.append(f"reward: {description.get('reward')!r} -> {reward!r}")
     if changed:
         raise RlverError(f"{folder}: the run was started with another configuration ({'; '.join(changed)}).")
 
 
 @contextmanager
-def claimed(folder: Path, config: TrainConfig, resume: bool) -> Iterator[None]:
-    """Inside, the folder is ours: a new one, or one that holds this very run.
+def claimed(folder: Path, config: TrainConfig, resume: bool, reward: str | None = None) -> Iterator[None]:
+    """Inside the `with` block, the folder belongs to this process. It is new, or it holds this very run.
 
     Raises:
-        RlverError: see `check_folder`; or another process is at work there.
+        RlverError: see `check_folder`; or another process is using the folder.
     """
-    check_folder(folder, config, resume)
+    check_folder(folder, config, resume, reward)
     with locked_folder(folder):
-        for part in (*folder.glob(".part-*"), *folder.glob("*/.part-*")):  # what a kill left half-written
+        for part in (*folder.glob(".part-*"), *folder.glob("*/.part-*")):  # half-written by a process that was killed
             shutil.rmtree(part, ignore_errors=True)
         yield
 
 
-def _ours(path: Path) -> bool:
-    """Whether a run may have left this before it wrote its config."""
-    return path.name == LOCK or path.name.startswith(".part-")
-
-
 def profiles_hash(config: TrainConfig) -> str | None:
-    """Stands for the profiles that a run trains with; None if they are generated."""
+    """Hash of the file of profiles that a run trains on; None if they are generated."""
     return digest(read_file(Path(config.profiles))) if config.profiles else None
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """The configuration that a run was started with. Raises RlverError if it cannot be read."""
+    """The settings that a run was started with. Raises RlverError if they cannot be read."""
     file = folder / "config.json"
     if not file.is_file():
         raise RlverError(f"{folder}: holds no run to go on with ({file.name} is missing).")
@@ -89,21 +90,23 @@ def stored_config(folder: Path) -> dict[str, Any]:
         raise RlverError(f"{file}: this is no configuration of a run ({error}).") from None
     if not isinstance(config, dict):
         raise RlverError(f"{file}: this is no configuration of a run.")
+    if "simulator" in config:  # earlier versions called the user `simulator` and its type `user`
+        config["user_type"], config["user"] = config["user"], config.pop("simulator")
     return config
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into that gets its name only when everything is in it; an older one is then replaced.
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a folder to write into. It gets its name when all is written, and then replaces an older one.
 
     Raises:
-        RlverError: it cannot be written, for example on a full disk; what was there before is still there.
+        RlverError: it cannot be written, for example because the disk is full; the older folder is still there.
     """
     target = target.resolve()  # "." has no name
     part = target.with_name(f".part-{target.name}")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with _telling(target):
+        with _explaining_errors(target):
             part.mkdir(parents=True)
             yield part
             remove(target)
@@ -113,63 +116,68 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder, if there is one; half-deleted, it no longer has its name."""
-    gone = folder.with_name(f".part-old-{folder.name}")
-    shutil.rmtree(gone, ignore_errors=True)
+    """Delete a folder if it exists. It is renamed first, so that a half-deleted folder never has its name."""
+    doomed = folder.with_name(f".part-old-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, gone)
-        shutil.rmtree(gone)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
-    """Add a line. Raises RlverError if it cannot be written."""
-    with _telling(file), file.open("a", encoding="utf-8") as out:
+    """Append a record as a line of JSON. Raises RlverError if it cannot be written."""
+    with _explaining_errors(file), file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def cut(file: Path, steps: int) -> None:
-    """Drop the lines after step `steps`: what follows will be done again. A line cut off by a kill goes too."""
+def truncate(file: Path, steps: int) -> None:
+    """Drop the records after step `steps`, which will be done again, and a line that a kill cut off."""
     if not file.is_file():
         return
     kept = []
-    for line in file.read_bytes().split(b"\n"):  # as bytes: the cut may have gone through a character
+    for line in file.read_bytes().split(b"\n"):  # as bytes, because a character may be cut off, too
         try:
             if json.loads(line)["step"] <= steps:
                 kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError):
-            break  # the end, or the one broken line, which is to be done again
+            break  # the end of the file, or the one broken line
     _replace(file, b"".join(kept))
 
 
 def write_json(file: Path, record: dict[str, Any]) -> None:
-    """Write an object, whole or not at all."""
+    """Write an object as JSON, completely or not at all. Raises RlverError if it cannot be written."""
     _replace(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is none that can be read."""
+    """The object in a JSON file; empty if the file is missing or broken."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run may have left this behind before it wrote its config."""
+    return path.name == LOCK or path.name.startswith(".part-")
 
 
 def _replace(file: Path, content: bytes) -> None:
     part = file.with_name(file.name + ".part")
-    with _telling(file):
+    with _explaining_errors(file):
         part.write_bytes(content)
         part.replace(file)
 
 
 @contextmanager
-def _telling(target: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing into a sentence."""
+def _explaining_errors(target: Path) -> Iterator[None]:
+    """Turn errors of writing into an RlverError that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         raise RlverError(
-            f"{target}: cannot be written ({why}); make room, then try again (a run goes on with --resume from its "
+            f"{target}: cannot be written ({reason}); make room, then try again (a run goes on with --resume from its "
             "last checkpoint, which is kept)."
         ) from None

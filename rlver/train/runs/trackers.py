@@ -1,8 +1,8 @@
-"""Trackers: where the metrics and sample dialogues of a run are shown. TensorBoard always, others when asked for.
+"""Trackers: where the metrics and sample dialogues of a run are shown. TensorBoard is always on, others are optional.
 
-None of them needs a network: W&B writes offline unless WANDB_MODE says otherwise, MLflow into the run's folder unless
-MLFLOW_TRACKING_URI does, trackio is local. A tracker that fails later on does not stop the run: the first failure is
-told, all are counted, and after three in a row it is left alone.
+None of them needs a network: W&B writes offline unless WANDB_MODE says otherwise, MLflow writes into the run's folder
+unless MLFLOW_TRACKING_URI says otherwise, and trackio is local. A tracker that fails during a run does not stop it: the
+first failure is logged, all are counted, and after three in a row the tracker is no longer called.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from time import time
 from typing import Any, Protocol
 
 from rlver.core.errors import RlverError
+from rlver.train.config import TrackerName
 from rlver.train.runs.run_folder import read_json, write_json
-from rlver.train.settings import TrackerName
 
 _PROJECT = "rlver"
-_PATIENCE = 3
+_MAX_FAILURES = 3
+"""Consecutive failures after which a tracker is no longer called."""
 _log = logging.getLogger("rlver")
 
 
 class Tracker(Protocol):
-    """One place that shows a run. Any method may raise."""
+    """A place that shows a run. Any method may raise any exception."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of a step."""
+        """Record the metrics of a step."""
 
     def text(self, step: int, name: str, text: str) -> None:
-        """A text of a step."""
+        """Record a text of a step."""
 
     def close(self) -> None:
-        """The run is over, or interrupted."""
+        """Called when the run has ended or was interrupted."""
 
 
 class TensorBoard:
-    """Event files in the run's folder; what a killed run wrote after its last checkpoint is purged."""
+    """Event files in the run's folder. Events after the checkpoint from which a run is resumed are purged."""
 
     def __init__(self, folder: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -55,7 +56,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """See `Tracker.text`. Indented, so that nothing in it is read as Markdown."""
+        """See `Tracker.text`. The text is indented so that it is not rendered as Markdown."""
         self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), step)
 
     def close(self) -> None:
@@ -64,7 +65,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases; a resumed run goes on under its id."""
+    """Weights & Biases. A resumed run keeps its id."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], key: str) -> None:
         self._wandb = importlib.import_module("wandb")
@@ -93,7 +94,7 @@ class Wandb:
 
 
 class Trackio:
-    """trackio; `trackio show --project rlver` opens it."""
+    """trackio. `trackio show --project rlver` shows the runs."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], key: str) -> None:
         self._trackio = importlib.import_module("trackio")
@@ -121,27 +122,30 @@ class Trackio:
 
 
 class Mlflow:
-    """MLflow, by default a database in the run's folder: `mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db`."""
+    """MLflow, by default with a database in the run's folder.
+
+    `mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db` shows it.
+    """
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], key: str) -> None:
         mlflow = importlib.import_module("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
-        elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
-        self._client = mlflow.MlflowClient(tracking_uri=elsewhere or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = mlflow.MlflowClient(tracking_uri=server or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
         experiment = self._client.get_experiment_by_name(_PROJECT)
-        number = (
+        experiment_id = (
             experiment.experiment_id
             if experiment
             else self._client.create_experiment(
-                _PROJECT, artifact_location=None if elsewhere else (folder.resolve() / "mlflow").as_uri()
+                _PROJECT, artifact_location=None if server else (folder.resolve() / "mlflow").as_uri()
             )
         )
-        before = self._client.search_runs([number], f"tags.rlver = '{key}'")
-        if before:
-            self._id = before[0].info.run_id
+        earlier = self._client.search_runs([experiment_id], f"tags.rlver = '{key}'")
+        if earlier:
+            self._id = earlier[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
             return
-        self._id = self._client.create_run(number, run_name=name, tags={_PROJECT: key}).info.run_id
+        self._id = self._client.create_run(experiment_id, run_name=name, tags={_PROJECT: key}).info.run_id
         params = [self._entities.Param(setting, str(value)) for setting, value in config.items()]
         self._client.log_batch(self._id, params=params)
 
@@ -169,29 +173,31 @@ _KINDS: dict[TrackerName, Callable[[Path, str, Mapping[str, Any], str], Tracker]
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
-    """Make sure that all trackers can be used, before anything long begins. Raises RlverError for one that cannot."""
+    """Check that all trackers can be imported, before anything slow begins. Raises RlverError if one cannot."""
     for name in names:
         try:
             with redirect_stdout(sys.stderr):
                 importlib.import_module(name)
         except ImportError as error:
             missing = getattr(error, "name", None) == name
-            why = "is not installed" if missing else f"cannot be imported ({error})"
-            raise RlverError(f"the tracker {name} {why}: pip install {name}") from None
+            problem = "is not installed" if missing else f"cannot be imported ({error})"
+            raise RlverError(f"the tracker {name} {problem}: pip install {name}") from None
 
 
 class Trackers:
-    """All trackers of a run."""
+    """All trackers of a run.
+
+    Args:
+        done: number of steps that were done before, if the run is resumed.
+
+    Raises:
+        RlverError: a tracker is not installed or cannot be opened.
+    """
 
     def __init__(self, names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any], done: int) -> None:
-        """Open them; `done` steps have been done before.
-
-        Raises:
-            RlverError: one is not installed or cannot be opened.
-        """
         self.failures: Counter[str] = Counter()
-        """Records that a tracker did not take, by its name."""
-        self._in_a_row: Counter[str] = Counter()
+        """Number of records that each tracker failed to store."""
+        self._consecutive: Counter[str] = Counter()
         check_trackers(names)
         self._open: dict[str, Tracker] = {"tensorboard": TensorBoard(folder, done)}
         for name in names:
@@ -203,41 +209,41 @@ class Trackers:
                 raise RlverError(f"the tracker {name} cannot be opened ({_first_line(error)}).") from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of a step."""
+        """Record the metrics of a step."""
         self._each(lambda tracker: tracker.log(step, values))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """A text of a step."""
+        """Record a text of a step."""
         self._each(lambda tracker: tracker.text(step, name, text))
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all trackers."""
         self._each(lambda tracker: tracker.close(), closing=True)
 
     def _each(self, call: Callable[[Tracker], None], closing: bool = False) -> None:
         for name, tracker in self._open.items():
-            if self._in_a_row[name] >= _PATIENCE and not closing:
+            if self._consecutive[name] >= _MAX_FAILURES and not closing:
                 self.failures[name] += 1
                 continue
             try:
                 with redirect_stdout(sys.stderr):
                     call(tracker)
-                self._in_a_row[name] = 0
-            except Exception as error:  # whatever it is, the run is worth more
+                self._consecutive[name] = 0
+            except Exception as error:  # no failure of a tracker may stop the run
                 self.failures[name] += 1
-                self._in_a_row[name] += 1
+                self._consecutive[name] += 1
                 if self.failures[name] == 1:
-                    _log.warning("The tracker %s failed (%s); the run goes on without.", name, _first_line(error))
+                    _log.warning("The tracker %s failed (%s); the run goes on without it.", name, _first_line(error))
 
 
 def _key(folder: Path) -> str:
-    """What a run is known by to the trackers, for as long as its folder lives."""
+    """The id of a run in trackers. It is drawn once and kept in the run's folder."""
     file = folder / "trackers.json"
-    found = read_json(file)
-    if "key" not in found:
-        found = {"key": uuid.uuid4().hex[:12]}
-        write_json(file, found)
-    return str(found["key"])
+    record = read_json(file)
+    if "key" not in record:
+        record = {"key": uuid.uuid4().hex[:12]}
+        write_json(file, record)
+    return str(record["key"])
 
 
 def _first_line(error: Exception) -> str:

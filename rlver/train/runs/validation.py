@@ -1,9 +1,9 @@
-"""Evaluation while a run goes on: how does the policy do with users that it does not train with?
+"""Evaluation during a run: how well the policy does with users that it does not train with.
 
-The users are those of the *validation* split: their stories, and their hints, belong neither to training nor to the
-benchmark. What is chosen by looking at an evaluation (the best policy of a run, when to stop, settings) has been
-fitted to its users, so it says too much of itself on them; the benchmark's users are kept for the one measurement at
-the end. Profiles and seeds are fixed: all evaluations of all runs ask the same people.
+These users belong to the *validation* split: neither training nor the benchmark uses their stories or hints. Whatever
+is chosen by looking at an evaluation (the best policy of a run, when to stop, settings) has been fitted to these users,
+and its score on them is too high. The users of the benchmark are therefore reserved for the measurement at the end.
+Profiles and seeds are fixed, so that all evaluations of all runs use the same users.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from rlver.core.data import digest
-from rlver.core.emotion import get_preset
 from rlver.core.interfaces import UserType
 from rlver.evaluation.benchmark import run_benchmark
 from rlver.evaluation.statistics import summarise
 from rlver.policies.local import LocalPolicy
 from rlver.train.config import TrainConfig
-from rlver.train.runs.profiles import EVALUATION_SEED, evaluation_profiles
+from rlver.train.runs.participants import EVALUATION_SEED, evaluation_profiles
 from rlver.users.embedded.user import EmbeddedUser
 
 PREFIX = "eval/"
+"""Begins the names of all metrics of evaluations."""
 
 
 class Score(NamedTuple):
@@ -36,58 +36,60 @@ class Score(NamedTuple):
 
 
 class Evaluator:
-    """Lets a policy talk with held-out users: vanilla ones, and those of the type that it trains with."""
+    """Evaluates a policy with held-out users: vanilla ones, and those of the type that it trains with."""
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._profiles = evaluation_profiles(config)
-        users: tuple[UserType, ...] = ("vanilla", config.user) if config.curriculum == "none" else get_args(UserType)
-        self._agents = {user: EmbeddedUser(config.language, user, "validation") for user in users}
+        types: tuple[UserType, ...] = ("vanilla", config.user_type)
+        if config.curriculum != "none":
+            types = get_args(UserType)
+        self._users = {user_type: EmbeddedUser(config.language, user_type, "validation") for user_type in types}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the scores are scores of."""
+        """What the scores depend on, for the run's config file."""
         return {
             "profiles": self._config.eval_profiles or "validation",
             "profiles_hash": digest(*(profile.model_dump_json() for profile in self._profiles)),
             "n": len(self._profiles),
             "seed": EVALUATION_SEED,
-            "preset": self._config.preset,
-            "users": {user: agent.identity for user, agent in self._agents.items()},
+            "preset": self._config.rules.name,
+            "users": {user_type: user.identity for user_type, user in self._users.items()},
         }
 
     def run(self, policy: LocalPolicy, on_progress: Callable[[str], None]) -> dict[str, float]:
-        """Evaluate a policy as it is now; its model is used in place. Returns metrics under `eval/USER/`."""
+        """Evaluate a policy as it is now, without copying its model. Returns metrics under `eval/USER_TYPE/`."""
         metrics: dict[str, float] = {}
-        for user, agent in self._agents.items():
+        for user_type, user in self._users.items():
             transcripts = run_benchmark(
                 self._profiles,
                 policy,
-                agent,
-                get_preset(self._config.preset),
+                user,
+                self._config.rules,
                 EVALUATION_SEED,
-                on_progress=lambda done, total, user=user: on_progress(f"{user} {done}/{total}"),  # type: ignore[misc]
+                on_progress=lambda done, total, name=user_type: on_progress(f"{name} {done}/{total}"),  # type: ignore[misc]
             )
-            found = summarise(transcripts)
-            low, high = found.ci95
-            values = {"score": found.score, "low": low, "high": high, "success": found.success}
-            values["failure"] = found.failure
-            metrics |= {f"{PREFIX}{user}/{name}": value for name, value in values.items()}
+            summary = summarise(transcripts)
+            low, high = summary.ci95
+            values = {"score": summary.score, "low": low, "high": high, "success": summary.success}
+            values["failure"] = summary.failure
+            metrics |= {f"{PREFIX}{user_type}/{name}": value for name, value in values.items()}
         return metrics
 
 
 class Best:
-    """The best and the last evaluation of a run so far, by the mean score with the type of user that it trains with."""
+    """The best and the last evaluation of a run so far, by the mean score with the user type that it trains with."""
 
-    def __init__(self, user: UserType) -> None:
-        self._user = user
+    def __init__(self, user_type: UserType) -> None:
+        self._user_type = user_type
         self.step = self.last_step = 0
         """0 before the first evaluation."""
         self.score = self.last = Score(0.0, 0.0, 0.0)
 
     def take(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Count the metrics of a step; says whether they hold the best evaluation so far (of equals, the first is)."""
-        score = score_of(metrics, self._user)
+        """Record the metrics of a step. Returns whether they hold the best evaluation so far; of equals, the first."""
+        score = score_of(metrics, self._user_type)
         if score is None:
             return False
         self.last_step, self.last = step, score
@@ -97,17 +99,17 @@ class Best:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The state as JSON values."""
         return {"step": self.step, "score": self.score, "last_step": self.last_step, "last": self.last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         self.step, self.score = state["step"], Score(*state["score"])
         self.last_step, self.last = state["last_step"], Score(*state["last"])
 
 
-def score_of(metrics: Mapping[str, float], user: UserType) -> Score | None:
-    """The score with a type of user among the metrics of a step; None if they hold no evaluation."""
-    if f"{PREFIX}{user}/score" not in metrics:
+def score_of(metrics: Mapping[str, float], user_type: UserType) -> Score | None:
+    """The score with a user type in the metrics of a step; None if the step was not evaluated."""
+    if f"{PREFIX}{user_type}/score" not in metrics:
         return None
-    return Score(*(metrics[f"{PREFIX}{user}/{name}"] for name in ("score", "low", "high")))
+    return Score(*(metrics[f"{PREFIX}{user_type}/{name}"] for name in ("score", "low", "high")))
