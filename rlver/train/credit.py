@@ -71,7 +71,9 @@ def _custom_rewards(dialogue: Dialogue, reward: Reward) -> list[float]:
     try:
         rewards = [float(value) for value in result] if isinstance(result, Sequence) else [float(result)]
     except (TypeError, ValueError):
-        raise RlverError(f"{where} {result!r} {which}; it must return one number, or a list with one per turn.") from None
+        raise RlverError(
+            f"{where} {result!r} {which}; it must return one number, or a list with one per turn."
+        ) from None
     if isinstance(result, Sequence) and len(rewards) != turns:
         raise RlverError(f"{where} a list of {len(rewards)} {which}; it must return one number, or one per turn.")
     if not all(map(isfinite, rewards)):

@@ -65,7 +65,9 @@ class MasterAdamW(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state dict of `torch.optim.AdamW`, with a `master` beside the moments of each parameter."""
-        state = {i: {**inner.state[_master(inner)], "master": _master(inner)} for i, (_, inner) in enumerate(self._pairs)}
+        state = {
+            i: {**inner.state[_master(inner)], "master": _master(inner)} for i, (_, inner) in enumerate(self._pairs)
+        }
         groups = [{**self.param_groups[0], "params": list(range(len(self._pairs)))}]
         return {"state": {i: slots for i, slots in state.items() if "step" in slots}, "param_groups": groups}
 
