@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlver.cli.options import DeviceOption, LanguageOption, SeedOption, UserOption
+from rlver.cli.options import DeviceOption, LanguageOption, SeedOption, UserTypeOption
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
 
 if TYPE_CHECKING:
+    from rlver.core.emotion import Preset
     from rlver.core.transcript import Transcript
     from rlver.evaluation.results import PolicyResult
 
@@ -35,7 +36,7 @@ def demo(
         str, typer.Option(help="What to start from: tiny (made on the spot), or a folder with a Hugging Face model.")
     ] = "tiny",
     language: LanguageOption = "en",
-    user: UserOption = "vanilla",
+    user_type: UserTypeOption = "vanilla",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 24,
     n: Annotated[int, typer.Option(min=8, max=100, help="Benchmark dialogues per policy.")] = 100,
     compare: Annotated[
@@ -54,7 +55,6 @@ def demo(
     from rich.console import Console
 
     from rlver.cli.train import base_of, train_with_progress
-    from rlver.core.emotion import get_preset
     from rlver.evaluation.plots import learning_curve
     from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
     from rlver.inference.model_folder import base_folder, pick_device
@@ -70,7 +70,7 @@ def demo(
         if not (out / "summary.json").is_file() and any(out.iterdir()) and not (out / "turn").is_dir():
             raise RlverError(f"{out}: is not the folder of an earlier demo; choose another --out.")
         shutil.rmtree(out)
-    options = {"seed": seed, "language": language, "user": user, "steps": steps, "device": device}
+    options = {"seed": seed, "language": language, "user_type": user_type, "steps": steps, "device": device}
     config = load_config(None, [], {"policy": policy, **options})
     base = base_of(config)
     terminal = _start_terminal_run(base, options, out / "terminal") if compare else None
@@ -85,11 +85,10 @@ def demo(
         if terminal is not None and terminal.poll() is None:
             terminal.terminate()
 
-    results, dialogues = _benchmark(config.language, config.user, config.preset, seed, n, device, out)
+    results, dialogues = _benchmark(config.language, config.user_type, config.rules, seed, n, device, out)
     by_name = {result.policy: result for result in results}
-    preset = get_preset(config.preset)
     console = Console()
-    where = f"{n} held-out profiles, user {config.user}, preset {config.preset}, seed {seed}"
+    where = f"{n} held-out profiles, user {config.user_type}, preset {config.rules.name}, seed {seed}"
     console.print(score_table(results, f"Benchmark: {where}"))
     console.print(intention_table(results))
     for name in ("base", "trained"):
@@ -97,7 +96,7 @@ def demo(
     for number in (0, 1):
         for name in ("base", "trained"):
             console.rule(f"{dialogues[name][number].profile}: {name}")
-            console.print(transcript_text(dialogues[name][number], preset.start))
+            console.print(transcript_text(dialogues[name][number], config.rules.start))
     curves = {"turn credit": out / "turn" / "metrics.jsonl"}
     if compare:
         curves["terminal reward"] = out / "terminal" / "metrics.jsonl"
@@ -105,8 +104,8 @@ def demo(
     summary = {
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),
-        "preset": config.preset,
-        "user": config.user,
+        "preset": config.rules.name,
+        "user": config.user_type,
         "language": config.language,
         "n": n,
         **{
@@ -146,24 +145,23 @@ def _start_terminal_run(base: Path, options: dict[str, Any], folder: Path) -> su
         str(folder),
     ]
     for name, value in options.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name.replace('_', '-')}", str(value)]
     with folder.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def _benchmark(
-    language: Language, user: UserType, preset: str, seed: int, n: int, device: str, out: Path
+    language: Language, user_type: UserType, preset: Preset, seed: int, n: int, device: str, out: Path
 ) -> tuple[list[PolicyResult], dict[str, list[Transcript]]]:
     """Benchmark base, trained and scripted policies. Also returns the dialogues of each."""
     from rlver.cli.progress import Steps
-    from rlver.core.emotion import get_preset
     from rlver.evaluation.suite import Entry, Progress, Suite
     from rlver.policies.load import load_policy
     from rlver.stories import benchmark_profiles, generate
     from rlver.users.embedded.user import EmbeddedUser
 
-    held_out = benchmark_profiles(language)[:n], EmbeddedUser(language, user, "heldout")
-    seen = generate(language, "train", n, seed), EmbeddedUser(language, user, "train")
+    held_out = benchmark_profiles(language)[:n], EmbeddedUser(language, user_type, "heldout")
+    seen = generate(language, "train", n, seed), EmbeddedUser(language, user_type, "train")
     rows = [
         ("base", str(out / "turn" / "base"), held_out),
         ("trained", str(out / "turn" / "policy"), held_out),
@@ -184,7 +182,7 @@ def _benchmark(
             if progress.done == progress.total:
                 bar.update(labels.index(progress.label) + 1, len(labels), progress.label)
 
-        suite = Suite(out / "transcripts", get_preset(preset), seed=seed, on_progress=show)
+        suite = Suite(out / "transcripts", preset, seed=seed, on_progress=show)
         return suite.run(entries), suite.transcripts
 
 

@@ -30,9 +30,9 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
     import torch
 
     from rlver.inference.model_folder import base_folder, pick_device
-    from rlver.train.plan.longest_dialogue import longest
-    from rlver.train.plan.memory import plan
-    from rlver.train.runs.profiles import profiles_of
+    from rlver.train.plan.longest_dialogue import longest_dialogue
+    from rlver.train.plan.memory import plan_memory
+    from rlver.train.runs.participants import training_profiles
     from rlver.users.embedded.user import EmbeddedUser
 
     shape, tokenizer = _tiny(config) if config.policy == "tiny" else _read(Path(config.policy))
@@ -40,19 +40,18 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
         device = torch.device("cuda")  # which need not be here
     else:
         device = pick_device(config.device, base_folder(Path(config.policy)) if config.policy != "tiny" else Path())
-    agent, embedded = EmbeddedUser(config.language, config.user, "train"), config.simulator == "embedded"
-    # A language model is not asked for this; the profiles of one may be none that the embedded user can play.
-    found = plan(config, shape, longest(config, tokenizer, agent, profiles_of(config) if embedded else None), device)
+    # Always the embedded user: planning calls no endpoint. It cannot play every profile of a user behind an endpoint.
+    user, embedded = EmbeddedUser(config.language, config.user_type, "train"), config.user == "embedded"
+    longest = longest_dialogue(config, tokenizer, user, training_profiles(config) if embedded else None)
+    plan = plan_memory(config, shape, longest, device)
     if as_json:
-        typer.echo(json.dumps(found.record(), indent=2))
+        typer.echo(json.dumps(plan.record(), indent=2))
         return
-    _print(config, found)
+    _print(config, plan)
     if not embedded:
-        typer.echo(
-            f"Caution: {config.simulator} may speak longer than the embedded user, whose utterances were counted."
-        )
+        typer.echo(f"Caution: {config.user} may speak longer than the embedded user, whose utterances were counted.")
     made_for = getattr(shape.get_text_config(), "max_position_embeddings", None)
-    if made_for and found.longest.sample > made_for:
+    if made_for and plan.longest.sample > made_for:
         typer.echo(f"Caution: that is longer than the {made_for} positions that the model was made for.")
 
 

@@ -13,8 +13,8 @@ from rlver.cli.options import DEVICE_HELP, JsonOption
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
+from rlver.train.config import Algorithm
 from rlver.train.credit import Credit
-from rlver.train.settings import Algorithm
 
 COLLAPSED = 3
 """Exit code of a training that stopped because its policy had collapsed."""
@@ -50,7 +50,14 @@ def train(
         bool | None, typer.Option("--think/--no-think", help="Let the policy think before it speaks.")
     ] = None,
     user: Annotated[
-        UserType | None, typer.Option(help="Type of user to train with: they hint at their need, or do not.")
+        str | None,
+        typer.Option(
+            help="Simulated user: embedded, vanilla, challenging, openai:MODEL@BASE_URL or any:PROVIDER/MODEL."
+        ),
+    ] = None,
+    user_type: Annotated[
+        UserType | None,
+        typer.Option("--user-type", help="Vanilla users hint at what they need; challenging ones never do."),
     ] = None,
     language: Annotated[Language | None, typer.Option(help="Language of the talks.")] = None,
     preset: Annotated[str | None, typer.Option(help="Rules of the emotion: sage, release, paper.")] = None,
@@ -111,7 +118,7 @@ def train(
     from rlver.inference.model_folder import pick_device
     from rlver.train.config import load_config
     from rlver.train.runs.outcome import read_outcome
-    from rlver.train.runs.profiles import evaluation_profiles, profiles_of
+    from rlver.train.runs.participants import evaluation_profiles, training_profiles
     from rlver.train.runs.run_folder import check_folder, stored_config
     from rlver.train.runs.trackers import check_trackers
 
@@ -124,6 +131,7 @@ def train(
         "credit": credit,
         "think": think,
         "user": user,
+        "user_type": user_type,
         "language": language,
         "preset": preset,
         "profiles": str(profiles) if profiles else None,
@@ -138,7 +146,7 @@ def train(
         options = stored_config(folder) | given
     chosen = load_config(config, settings or [], options)
     # What is wrong with files, trackers and the device is told before minutes of pretraining.
-    profiles_of(chosen)
+    training_profiles(chosen)
     evaluation_profiles(chosen)
     check_trackers(chosen.trackers)
     if dry_run:
@@ -162,7 +170,7 @@ def train(
     typer.echo(
         f"Trained policy: {trained}\nMetrics: {folder / 'metrics.jsonl'}\n"
         f"Before and after: rlver bench --policy {folder / 'base'} --policy {trained}"
-        f" --language {chosen.language} --user {chosen.user}\n"
+        f" --language {chosen.language} --user {chosen.user_type}\n"
         f"Curves: tensorboard --logdir {folder / 'tensorboard'}\n"
         f"A folder to share: rlver export {folder} --out {folder / 'export'}"
     )
@@ -209,13 +217,14 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
     def show(step: int, metrics: dict[str, float]) -> None:
         nonlocal done, failed, shown, held_out
         last.update(metrics)
-        if score := score_of(metrics, config.user):
+        if score := score_of(metrics, config.user_type):
             held_out = f", held-out {score}"
         done = step
         kl = f", kl {metrics['kl']:.2f}" if "kl" in metrics else ""
         failed += round(metrics.get("failed", 0))
         missing = f", {failed} left out" if failed else ""
-        shown = f"emotion {100 * metrics['reward']:.0f}, fit {metrics['fit']:.2f}{kl}{held_out}{missing}"
+        fit = f", fit {metrics['fit']:.2f}" if "fit" in metrics else ""
+        shown = f"emotion {100 * metrics['reward']:.0f}{fit}{kl}{held_out}{missing}"
         bar.update(step, config.steps, shown)
 
     def note(text: str) -> None:

@@ -22,8 +22,8 @@ from rlver.tiny.corpus import Line, Written, act_sentences, hint_lines, write_co
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon
 from rlver.tiny.tokenizer import train_tokenizer
-from rlver.train.batch import Sample, collate, from_records, hidden_states, micro_batches
-from rlver.train.parallel import Backward, learn
+from rlver.train.batch import Sample, collate, from_records, micro_batches
+from rlver.train.forward import Backward, accumulate_gradients, hidden_states
 
 _MICRO_TOKENS = 1000
 """Most tokens of one pass: small enough that a step's passes keep two cores busy."""
@@ -151,7 +151,7 @@ def _add_gradients(model: Qwen2ForCausalLM, cores: Cores, examples: list[Example
         return float(losses.detach().sum())
 
     parts = micro_batches([sample for sample, _ in examples], _MICRO_TOKENS)
-    losses = learn(cores, work, parts, list(model.parameters()))
+    losses = accumulate_gradients(work, parts, list(model.parameters()), cores)
     return sum(losses) / sum(len(weights) for _, weights in examples)
 
 

@@ -21,6 +21,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -53,6 +57,10 @@ did this (verl's token-mean). `constant`: token losses are summed and divided by
 of a dialogue, so that length neither helps nor hurts (Dr. GRPO, arXiv 2503.20783)."""
 
 TrackerName = Literal["wandb", "trackio", "mlflow"]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 FILE_SETTINGS = ("profiles", "eval_profiles")
 """Settings that name a file. In a YAML file, they are relative to the folder of that file."""
@@ -90,7 +98,7 @@ class ModelSettings(Settings):
     policy: str = "tiny"
     """`tiny` (pretrained on first use, then cached), or a folder that holds a Hugging Face causal language model or a
     LoRA adapter."""
-    threads: int = Field(0, ge=0)
+    threads: NonNegativeInt = 0
     """Number of CPU cores to use; 0 uses all that torch reports. Micro-batches of a small model run in parallel, with
     the same results for any number. Those of a large model run one after another; their results are reproducible for
     the same number of cores."""
@@ -100,14 +108,14 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights and of the computation. `auto` is float32 on a CPU and bfloat16 on a GPU. The optimizer keeps
     a float32 copy of trained bfloat16 weights, and log-probabilities are always float32."""
-    lora: int = Field(0, ge=0)
+    lora: NonNegativeInt = 0
     """Rank of the LoRA adapters; 0 trains all weights. With adapters the base is frozen and shared by policy, reference
     and critic. Needs `peft`. Suitable learning rates are about ten times those of full training."""
-    lora_alpha: int = Field(32, ge=1)
+    lora_alpha: PositiveInt = 32
     """Scale of the adapters: their output is multiplied by lora_alpha / lora. 32 is `peft`'s usual choice."""
     lora_targets: str | list[str] = "all-linear"
     """Modules that get an adapter: `all-linear` (all but the output layer) or a list such as [q_proj, v_proj]."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: ShareBelowOne = 0.0
     """Dropout before the adapters during updates. Sampling never drops anything out, so any other value than 0 makes
     the sampler differ from the trained policy."""
     quantize: Literal["none", "4bit"] = "none"
@@ -119,10 +127,10 @@ class ModelSettings(Settings):
     gradient_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in the backward pass: a third more computation, a
     fraction of the activation memory, the same gradients."""
-    micro_tokens: int = Field(4096, ge=1)
+    micro_tokens: PositiveInt = 4096
     """Largest number of tokens in one forward and backward pass, padding included. A longer dialogue forms a
     micro-batch of its own."""
-    logit_tokens: int = Field(0, ge=0)
+    logit_tokens: NonNegativeInt = 0
     """Number of trained tokens whose logits exist at the same time. 0 chooses as many as give 2**26 logits, which are
     256 MiB in float32."""
     offload_optimizer: bool = False
@@ -131,7 +139,7 @@ class ModelSettings(Settings):
     offload_reference: bool = False
     """Keep the reference model in CPU memory while it is not needed. Has no effect with LoRA, where the reference is
     the base model."""
-    device_memory_gb: float | None = Field(None, gt=0)
+    device_memory_gb: PositiveFloat | None = None
     """Memory that `--dry-run` plans for, in GB (10**9 bytes); by default that of the GPU in this machine."""
 
     @field_validator("quantize")
@@ -167,15 +175,15 @@ class DialogueSettings(Settings):
     """File of profiles to train on; by default profiles are generated from the training stories."""
     think: bool = False
     """Whether the policy thinks before it replies."""
-    temperature: float = Field(0.7, gt=0)
+    temperature: PositiveFloat = 0.7
     """Sampling temperature. Log-probabilities are those at the same temperature. At 1, the noise of the tiny policy
     drowns what it learns; use 1 for a large model."""
-    max_tokens: int = Field(40, ge=1)
+    max_tokens: PositiveInt = 40
     """Largest number of tokens in a reply, thinking included. 80 by default if the policy thinks. Replies of the tiny
     policy are shorter than 40 tokens."""
-    batch: int = Field(48, ge=1)
+    batch: PositiveInt = 48
     """Dialogues per step."""
-    slots: int | None = Field(None, ge=1)
+    slots: PositiveInt | None = None
     """Largest number of dialogues that are played at the same time, which bounds the memory of the KV cache. By
     default, the whole batch."""
     engine: str = "local"
@@ -216,60 +224,60 @@ class AlgorithmSettings(Settings):
     credit: Credit = "turn"
     """Which turns are rewarded for what: `terminal`, `change`, `return` or `turn`; see `rlver/train/credit.py`. A
     terminal reward alone teaches a small policy only to stop being generic."""
-    group: int = Field(4, ge=1)
+    group: PositiveInt = 4
     """Rollouts per profile and step. PPO always plays one. With 1, `reinforce++` compares with the batch alone."""
     zero_variance: Literal["keep", "skip", "refill"] = "keep"
     """What to do with groups whose rollouts all earned the same, which have no gradient but that of `kl`: `keep` them
     in the batch, `skip` them, or `refill` the batch with other profiles (dynamic sampling, arXiv 2503.14476)."""
-    refills: int = Field(2, ge=1)
+    refills: PositiveInt = 2
     """Largest number of times that a step plays further dialogues to refill its batch."""
-    epochs: int = Field(1, ge=1)
+    epochs: PositiveInt = 1
     """Passes over the dialogues of a step."""
-    minibatches: int = Field(4, ge=1)
+    minibatches: PositiveInt = 4
     """Optimizer updates per pass."""
-    lr: float = Field(4e-4, gt=0)
+    lr: PositiveFloat = 4e-4
     """Learning rate of the policy (AdamW)."""
-    critic_lr: float = Field(2e-3, gt=0)
+    critic_lr: PositiveFloat = 2e-3
     """Learning rate of the critic (AdamW). It starts from zero and must learn faster than the policy."""
-    warmup: int = Field(4, ge=0)
+    warmup: NonNegativeInt = 4
     """Steps over which the learning rates rise linearly to their value."""
-    final_rate: float = Field(0.1, gt=0, le=1)
+    final_rate: PositiveShare = 0.1
     """Share of the learning rates that is left in the last step, after a linear decay. A small policy loses again what
     it has learned if the rates stay high; 1 keeps them constant."""
-    gamma: float = Field(0.5, ge=0, le=1)
+    gamma: Share = 0.5
     """Discount from one turn to the next for `return` and `turn` credit. The tokens of one turn are not discounted. A
     reply mostly moves the emotion at once, so that a short horizon suffices and has less variance."""
-    lam: float = Field(1.0, ge=0, le=1)
+    lam: Share = 1.0
     """GAE's lambda from one turn to the next. 1 trusts the rewards more than a critic that is still learning."""
-    clip: float = Field(0.2, gt=0)
+    clip: PositiveFloat = 0.2
     """PPO's clip range: how far the probability ratio may move from 1. 0.2 is the paper's value."""
-    clip_high: float | None = Field(None, gt=0)
+    clip_high: PositiveFloat | None = None
     """Upper end of the clip range if it differs; a value above `clip` keeps the entropy up ("clip-higher")."""
-    dual_clip: float | None = Field(None, gt=1)
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Upper bound of the loss of a token with a negative advantage, as a multiple of that advantage. Off by default."""
-    value_clip: float | None = Field(0.5, gt=0)
+    value_clip: PositiveFloat | None = 0.5
     """How far the critic's value may move from its value before the first update, in units of reward; null is
     unlimited."""
-    kl: float = Field(0.05, ge=0)
+    kl: NonNegativeFloat = 0.05
     """Weight of the divergence from the starting policy, which keeps replies fluent. 0 needs no reference model."""
     kl_estimator: KlEstimator = "k3"
     """Estimator of the divergence; see `KlEstimator`."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Whether the divergence is a term of the loss or is subtracted from the reward of each token."""
-    entropy: float = Field(0.0, ge=0)
+    entropy: NonNegativeFloat = 0.0
     """Weight of the entropy bonus. The divergence already keeps the entropy up, so it is off by default."""
-    imitation: float = Field(0.0, ge=0)
+    imitation: NonNegativeFloat = 0.0
     """Weight of the reward-weighted imitation of the batch's best dialogues (RLVER's auxiliary loss)."""
-    imitation_temperature: float = Field(0.2, gt=0)
+    imitation_temperature: PositiveFloat = 0.2
     """Temperature of the imitation weights, in units of reward. The smaller it is, the more the best dialogues
     dominate."""
     weighting: Weighting = "dialogue"
     """What counts once in the loss: a dialogue, a turn, a token, or nothing (`constant`, the default of `dr-grpo`)."""
-    importance_cap: float | None = Field(None, gt=0)
+    importance_cap: PositiveFloat | None = None
     """Correct for a sampler that differs from the trained policy: each token is weighted by its probability ratio, at
     most by this cap. Null takes the sampler's log-probabilities as they are, which is right for the built-in sampler
     in float32. 2 by default if a server samples."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: PositiveFloat = 1.0
     """Norm to which larger gradients are scaled down, for policy and critic separately."""
 
     @field_validator("algo", mode="before")
@@ -289,13 +297,13 @@ class CurriculumSettings(Settings):
     curriculum: Literal["none", "adaptive", "schedule"] = "none"
     """`none`: users of one type, profiles in turn. `adaptive`: mostly the kinds of user that the policy delights about
     half the time, vanilla ones first. `schedule`: a given share of challenging users for each step."""
-    curriculum_warmup: int = Field(4, ge=0)
+    curriculum_warmup: NonNegativeInt = 4
     """Steps in which `adaptive` draws vanilla users of every intention equally often."""
-    curriculum_floor: float = Field(0.1, gt=0, le=1)
+    curriculum_floor: PositiveShare = 0.1
     """Smallest weight of a kind of user in `adaptive`, so that none is forgotten."""
-    curriculum_memory: float = Field(0.7, ge=0, lt=1)
+    curriculum_memory: ShareBelowOne = 0.7
     """Weight of the old success rate when a step brings a new one (exponential moving average)."""
-    schedule: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, le=1)]] | None = None
+    schedule: dict[NonNegativeInt, Share] | None = None
     """Step -> share of challenging users, interpolated linearly in between: {0: 0, 10: 0.5}."""
 
 
@@ -304,25 +312,25 @@ class RunSettings(Settings):
 
     seed: int = 0
     """Everything random is drawn from this number and the number of the step."""
-    steps: int = Field(24, ge=1)
+    steps: PositiveInt = 24
     """Training steps. Each plays `batch` dialogues and makes `epochs` x `minibatches` updates."""
-    save_every: int = Field(10, ge=1)
+    save_every: PositiveInt = 10
     """Steps between checkpoints. The last step always writes one."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: PositiveInt = 2
     """Number of checkpoints that are kept. With `stop_on_collapse`, the newest one that is older than the window of the
     rules is kept, too."""
     keep_best: bool = True
     """Whether `best/` holds the policy with the best evaluation so far. Needs `eval_every`."""
-    sample_every: int = Field(10, ge=0)
+    sample_every: NonNegativeInt = 10
     """Steps between sample dialogues in samples.jsonl and the trackers; 0 writes none. The last step always writes
     some otherwise."""
     trackers: tuple[TrackerName, ...] = ()
     """Where metrics go besides metrics.jsonl and TensorBoard: wandb, trackio, mlflow. Nothing leaves the machine unless
     the tracker's own environment variables say so (WANDB_MODE=online, MLFLOW_TRACKING_URI)."""
 
-    eval_every: int = Field(0, ge=0)
+    eval_every: NonNegativeInt = 0
     """Steps between evaluations on held-out users; 0 evaluates never. The last step always has one otherwise."""
-    eval_n: int = Field(64, ge=1)
+    eval_n: PositiveInt = 64
     """Profiles per evaluation. Each is played once with a vanilla user and once with a user of the trained type."""
     eval_profiles: str | None = None
     """File of profiles to evaluate on; by default profiles are generated from the validation stories."""
@@ -330,21 +338,21 @@ class RunSettings(Settings):
     stop_on_collapse: bool = True
     """Whether the run stops once the policy has collapsed by one of the rules below. Healthy runs stayed far from them
     (kl at most 0.4 except in single steps, entropy at least 0.8 of its start, repeated replies below 0.03)."""
-    collapse_window: int = Field(5, ge=1)
+    collapse_window: PositiveInt = 5
     """Number of consecutive steps that must exceed a limit. The first steps, with which later ones are compared, are as
     many."""
-    collapse_entropy: float = Field(0.1, ge=0, lt=1)
+    collapse_entropy: ShareBelowOne = 0.1
     """Smallest entropy, as a share of the entropy of the first steps."""
-    collapse_kl: float = Field(2.0, gt=0)
+    collapse_kl: PositiveFloat = 2.0
     """Largest divergence from the starting policy, in nats per token."""
-    collapse_repeated: float = Field(0.5, gt=0, le=1)
+    collapse_repeated: PositiveShare = 0.5
     """Largest share of replies that repeat an earlier reply of the same dialogue."""
-    collapse_bad_format: float = Field(0.9, gt=0, le=1)
+    collapse_bad_format: PositiveShare = 0.9
     """Largest share of dialogues that end because a reply breaks the format."""
-    collapse_reward: float = Field(0.5, ge=0, lt=1)
+    collapse_reward: ShareBelowOne = 0.5
     """Smallest reward (mean over the window), as a share of the best one. Not applied with a curriculum, whose users
     become harder, nor with a reward of your own."""
-    collapse_patience: int = Field(20, ge=1)
+    collapse_patience: PositiveInt = 20
     """Number of consecutive steps for which the reward must be that low."""
 
     @field_validator("trackers", mode="before")
@@ -483,7 +491,7 @@ def _setting_error(error: ValidationError, section: type[Settings], values: Any)
         return SettingError(str(setting), f"{where}: {inner[-1]} is missing.")
     if inner and first["input"] != value:
         where += f": {first['input']!r}"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should ", "must ")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should ", "must ").split(", unable to")[0]
     return SettingError(str(setting), f"{where}{' ' if message.startswith('must ') else ': '}{message}.")
 
 

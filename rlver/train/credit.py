@@ -12,8 +12,8 @@ from rlver.core.errors import RlverError
 
 Credit = Literal["terminal", "change", "return", "turn"]
 """`terminal`: every turn is credited with the final reward (RLVER, section 3). The others reward each turn for the
-change of emotion that it caused. `change`: nothing else. `return`: the discounted sum of this change and all later ones.
-`turn`: the same sum, compared turn by turn and scaled over the batch (arXiv 2603.06194)."""
+change of emotion that it caused. `change`: nothing else. `return`: the discounted sum of this change and all later
+ones. `turn`: the same sum, compared turn by turn and scaled over the batch (arXiv 2603.06194)."""
 
 Reward = Callable[[Dialogue], float | Sequence[float]]
 """A reward of your own: takes a finished dialogue and returns one number, or one per turn."""

@@ -215,9 +215,10 @@ def accumulate_gradients(
     parameters: Sequence[nn.Parameter],
     cores: Cores,
 ) -> list[Result]:
-    """What `compute` returns for each part. It passes its losses to the function that it receives, which adds gradients.
+    """What `compute` returns for each part, while the gradients of its losses are added to those of the parameters.
 
-    Gradients are added in the order of the parts, even where parts are computed in parallel.
+    `compute` passes each loss to the function that it receives. Gradients are added in the order of the parts, even if
+    parts are computed in parallel.
     """
     if not cores.side_by_side:
         return [compute(part, Tensor.backward) for part in parts]

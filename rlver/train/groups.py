@@ -1,4 +1,4 @@
-"""Playing the dialogues of a step: groups of rollouts, which the algorithms without a critic compare with each other."""
+"""Playing the dialogues of a step: groups of rollouts, which algorithms without a critic compare with each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlver.train.curriculum import Curriculum, Meeting
 
 @dataclass(frozen=True)
 class Group:
-    """The rollouts of one meeting. Profile, user and the user's seed are the same; only the policy makes them differ."""
+    """The rollouts of one meeting. Profile, user and user seed are the same; only the policy makes them differ."""
 
     meeting: Meeting
     dialogues: list[Dialogue]

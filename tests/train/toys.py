@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from rlver.core.dialogue import Dialogue, Opening, Reaction
-from rlver.core.profile import Profile
+from rlver.core.dialogue import Dialogue, Opening, Reaction, TokenRecord
 from rlver.inference.chat_format import ChatFormat
-from rlver.policies.local import Trace
 from rlver.policies.prompts import system_prompt
 from rlver.train.config import TrainConfig
 from rlver.train.trainer import Trainer
@@ -92,11 +90,11 @@ class Toy:
         self.leaves = leaves
         self.turns = turns
 
-    def open(self, profile: Profile, seed: int) -> Opening:
+    async def open(self, dialogue: Dialogue, seed: int) -> Opening:
         """Of different lengths."""
-        return Opening(" ".join(SENTENCES[: 1 + seed % 2]), None, False)
+        return Opening(" ".join(SENTENCES[: 1 + seed % 2]))
 
-    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+    async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """Points for the letters; whether they leave depends on the reply, so that dialogues of a group differ."""
         reply = dialogue.turns[-1].reply
         change = self.points if set(reply) & set(self.liked) else -self.points
@@ -113,11 +111,11 @@ def configure(**values: Any) -> TrainConfig:
 
 
 def make(
-    speakers: dict[bool, Qwen2ForCausalLM], words: PreTrainedTokenizerFast, agent: Toy | None = None, **values: Any
+    speakers: dict[bool, Qwen2ForCausalLM], words: PreTrainedTokenizerFast, user: Toy | None = None, **values: Any
 ) -> Trainer:
     """A trainer of a copy of a speaker."""
     config = configure(**values)
-    return Trainer(config, copy.deepcopy(speakers[config.think]), words, agent or Toy())
+    return Trainer(config, copy.deepcopy(speakers[config.think]), words, user or Toy())
 
 
 def weights_of(model: torch.nn.Module) -> Tensor:
@@ -130,14 +128,19 @@ def gradient_of(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def turn_logprobs(model: Any, trace: Trace) -> list[Tensor]:
-    """Log-probs of each reply's tokens, by one plain forward pass a turn."""
-    found = []
-    for reply in trace.replies:
-        ids = torch.tensor([trace.context[: reply.start] + reply.ids])
-        logits = model(input_ids=ids, use_cache=False).logits[0, reply.start - 1 : -1]
-        found.append(torch.log_softmax(logits, -1).gather(1, torch.tensor(reply.ids)[:, None])[:, 0])
-    return found
+def records_of(dialogue: Dialogue) -> list[TokenRecord]:
+    """How each reply of a dialogue was sampled."""
+    return [turn.tokens for turn in dialogue.turns if turn.tokens is not None]
+
+
+def turn_logprobs(model: Any, dialogue: Dialogue) -> list[Tensor]:
+    """Log-probabilities of each reply's tokens, by one plain forward pass per turn."""
+    logprobs = []
+    for record in records_of(dialogue):
+        ids = torch.tensor([record.prompt_ids + record.token_ids])
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(record.prompt_ids) - 1 : -1]
+        logprobs.append(torch.log_softmax(logits, -1).gather(1, torch.tensor(record.token_ids)[:, None])[:, 0])
+    return logprobs
 
 
 def standardised(rewards: list[float], group: int) -> list[float]:

@@ -119,7 +119,7 @@ def activate(model: nn.Module, name: str | None) -> None:
         layer.enable_adapters(name is not None)
         if name is not None:
             layer.set_adapter([name])
-    # `peft` freezes inactive adapters, and a frozen parameter gets no gradient from a forward pass that is already done.
+    # `peft` freezes inactive adapters, but a forward pass that is already done may still need their gradients.
     _train_only(model, trainable)
 
 

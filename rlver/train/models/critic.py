@@ -59,7 +59,7 @@ def make_critic(policy: PreTrainedModel) -> Critic | AdapterCritic:
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than a constant; 0 if all returns are equal."""
+    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 as good as a constant; 0 if all returns are equal."""
     variance = returns.var(correction=0)
     if variance < 1e-12:
         return 0.0

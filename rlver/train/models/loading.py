@@ -59,7 +59,7 @@ def dtype_for(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 
 def four_bit(device: torch.device, dtype: torch.dtype) -> Any:
-    """The `transformers` config that loads a base in four bits. Raises RlverError if the device or a package is missing."""
+    """The config that loads a base in four bits. Raises RlverError if the device or a package does not allow it."""
     if device.type != "cuda":
         raise RlverError(
             f"quantize=4bit needs an NVIDIA or AMD GPU, and the device is {device.type}; set quantize=none."

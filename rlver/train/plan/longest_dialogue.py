@@ -46,7 +46,7 @@ class LongestDialogue:
 
     @property
     def sample(self) -> int:
-        """Largest number of tokens of a dialogue in training. With thinking, sampled replies stand beside the context."""
+        """Largest number of tokens of a dialogue in training. With thinking, replies stand beside the context, too."""
         return self.context + (self.replies - 1) * self.max_tokens * self.think
 
     @property

@@ -219,7 +219,7 @@ def _advise(
     device: torch.device,
     capacity: int,
 ) -> tuple[list[str], int]:
-    """Settings that together make the run fit, and its peak then. Settings that do not change the results come first."""
+    """Settings that together make the run fit, and its peak then. Those that do not change the results come first."""
     changes: list[dict[str, Any]] = [
         {"gradient_checkpointing": True},
         {"offload_reference": True},

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rlver.core.errors import RlverError
 from rlver.core.files import read_file
 from rlver.core.jsonl import read_objects
+from rlver.core.profile import Language
 from rlver.evaluation.results import BenchmarkResults, PolicyResult
 from rlver.policies.prompts import system_prompt
 from rlver.train.runs.run_folder import read_json
@@ -178,7 +179,8 @@ def _about(subject: Subject, base: str | None, adapter: bool) -> str:
 
 
 def _use(subject: Subject, base: str | None, adapter: bool) -> str:
-    name, language = subject.name, subject.facts.get("language") or "en"
+    name = subject.name
+    language: Language = subject.facts.get("language", "en")
     think = bool(subject.facts.get("think"))
     prompt = system_prompt(language, think)
     thinking = (

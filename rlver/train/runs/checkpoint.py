@@ -2,7 +2,8 @@
 
 The state of random number generators need not be saved, because everything random in a step, its profiles included, is
 drawn from the run's seed and the number of the step. The learning rates follow from that number, too. The rest of the
-state is a small dictionary in state.json: the best evaluation so far, the windows of the collapse rules, the curriculum.
+state is a small dictionary in state.json: the best evaluation so far, the windows of the collapse rules, and the
+curriculum.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def write_policy(
 ) -> None:
     """Write the files of a policy folder one by one; see `save_policy`."""
     folder.mkdir(exist_ok=True)
-    # Set before saving, because `transformers` does not save a model whose own generation settings contradict each other.
+    # Set before saving: `transformers` does not save a model whose own generation settings contradict each other.
     model.generation_config = generation_config(tokenizer, facts, end_tokens(model))
     model.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)  # saving an adapter does not include it
