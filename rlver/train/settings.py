@@ -42,8 +42,9 @@ class ModelSettings(Settings):
     policy: str = "tiny"
     """`tiny` (pretrained on the spot, then kept), or a folder with a Hugging Face causal language model or adapter."""
     threads: int = Field(0, ge=0)
-    """Most cores of the CPU at work; 0: all that torch finds. Micro-batches of a small model are computed side by side,
-    to the same results whatever the number; those of a large model are identical only for the same number."""
+    """Most cores of the CPU at work; 0: all that torch finds. Passes of a small model are computed side by side, each
+    operation on one core, to the same results whatever the number; those of a large model are identical only for the
+    same number."""
     device: str = "auto"
     """`auto` is the GPU if there is one and the model is large enough for it, else the CPU; or `cpu`, `cuda`, `mps`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
