@@ -161,6 +161,7 @@ def test_the_cache_grows_and_forgets(model: Any, tokenizer: Any, threads: int, m
             held[row] += chunks[i]
             assert torch.allclose(logits[i], plain_logits(model, held[row])[-1], atol=1e-4)
     assert max(map(len, held)) > 600
+    assert all(store.data_ptr() % 64 == 0 for stores in sampler.cache._stores.values() for store in stores)
 
 
 @pytest.mark.parametrize(("rows", "parts"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (5, [2, 2, 1]), (8, [1] * 8)])

@@ -5,8 +5,9 @@ them for each of these heads: with seven to a head, as in Qwen2.5-7B, a step mov
 instead of once. To attend with one query of seven heads is to attend with seven queries of one head, which needs no
 copies.
 
-On a CPU, several cores read sooner than one. Each head of each row is computed by itself, so the numbers do not depend
-on who computes it, even where all else has one core to stay the same to the bit.
+On a CPU, several cores read a long cache sooner than one. Each of them attends for some rows, in a call of its own.
+One call on several cores is not the same to the bit: PyTorch gives every core its own piece of one working memory, and
+on some processors the last bit of a matrix product depends on whether its numbers begin at a multiple of 16 bytes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from rlver.inference.cores import Cores, equal_parts
+
 _PLAIN, _DECODING = "sdpa", "sdpa_decoding"
-_cores: ContextVar[int] = ContextVar("cores", default=1)
+_PART = 500_000
+"""Numbers, of keys, from which on reading them is worth a core of its own."""
+_cores: ContextVar[Cores | None] = ContextVar("cores", default=None)
 
 
 def _attend(
@@ -39,12 +44,15 @@ def _attend(
     rows, heads, _, size = query.shape
     queries = query.reshape(rows, key.shape[1], -1, size)
     mask = attention_mask.expand(rows, key.shape[1], queries.shape[2], -1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(before, _cores.get()))
-    try:
-        out = scaled_dot_product_attention(queries, key, value, mask, dropout, scale=scaling)
-    finally:
-        torch.set_num_threads(before)
+
+    def attend(part: slice) -> Tensor:
+        return scaled_dot_product_attention(queries[part], key[part], value[part], mask[part], dropout, scale=scaling)
+
+    cores = _cores.get()
+    if cores and len(parts := equal_parts(rows, key.numel() // _PART)) > 1:
+        out = torch.cat(list(cores.map(attend, parts)))
+    else:
+        out = attend(slice(None))
     return out.reshape(rows, 1, heads, value.shape[3]), None
 
 
@@ -52,19 +60,19 @@ AttentionInterface.register(_DECODING, _attend)
 
 
 @contextmanager
-def decoding(model: PreTrainedModel, cores: int = 1) -> Iterator[None]:
+def decoding(model: PreTrainedModel, cores: Cores | None = None) -> Iterator[None]:
     """Inside, a model that attends with PyTorch's own attention decodes one token a row, with a mask, in this way.
 
     Args:
-        cores: most that a CPU attends with.
+        cores: of a CPU; those of a model whose passes are independent share out the rows.
     """
     config = model.config
-    alone = cores <= torch.get_num_threads() or model.device.type != "cpu"
-    if config._attn_implementation != _PLAIN or (alone and _heads_alike(config)):
+    shared = cores if cores and cores.independent else None
+    if config._attn_implementation != _PLAIN or (shared is None and _heads_alike(config)):
         yield
         return
     config._attn_implementation = _DECODING
-    token = _cores.set(1 if alone else cores)
+    token = _cores.set(shared)
     try:
         yield
     finally:

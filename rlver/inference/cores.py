@@ -2,7 +2,8 @@
 
 The operations of a small model are too short to be shared: two cores hardly speed them up. Whole passes share no more
 than the weights. What is computed in a pass does not depend on who else computes, so the numbers are the same to the
-bit whatever the number of cores.
+bit whatever the number of cores. That holds only while each operation has one core: in one that several share, PyTorch
+and the libraries below it promise no bit.
 """
 
 from __future__ import annotations
@@ -59,6 +60,13 @@ class Cores:
                 return work(part)
 
         return self._pool.map(alike, parts)
+
+
+def equal_parts(rows: int, worth: int) -> list[slice]:
+    """Rows in parts of equal size, as many as a power of two and at most `worth`: the same on any number of cores."""
+    count = min(2 ** max(0, worth.bit_length() - 1), rows)
+    size = -(-rows // count)
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 def _independent(model: PreTrainedModel) -> bool:

@@ -22,6 +22,9 @@ Places = slice | Tensor
 _ROOM = 256
 """Slots by which rows grow: growing copies all of them."""
 
+_BOUNDARY = 64
+"""Bytes at a multiple of which memory begins, as PyTorch's does: the last bit of a matrix product may depend on it."""
+
 
 def rounded(slots: int) -> int:
     """The slots that rows get who need so many."""
@@ -69,7 +72,10 @@ class RaggedCache:
         if like.device.type != "cpu":
             return like.new_zeros(shape)
         # Unlike PyTorch, NumPy leaves zeros to the system, which gives a page of them when it is first written to.
-        return torch.from_numpy(np.zeros(prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
+        size = prod(shape) * like.element_size()
+        room = torch.from_numpy(np.zeros(size + _BOUNDARY, np.uint8))
+        start = -room.data_ptr() % _BOUNDARY
+        return room[start : start + size].view(like.dtype).view(shape)
 
     def _grown(self, old: Tensor) -> Tensor:
         new = self._empty(old)

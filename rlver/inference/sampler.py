@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rlver.core.errors import RlverError
 from rlver.inference.attention import decoding
-from rlver.inference.cores import Cores
+from rlver.inference.cores import Cores, equal_parts
 from rlver.inference.cuda_graphs import DecodeGraphs, rounded_rows
 from rlver.inference.decoder import attention_mask, check_length, learned_positions, make_logits, position_limit
 from rlver.inference.kv_cache import CachePass, Places, RaggedCache
@@ -64,9 +64,7 @@ class Sampler:
         if self._cores is None or not self._cores.independent:
             return [slice(None)]
         numbers = len(chunks) * max(map(len, chunks)) * self.model.config.get_text_config().hidden_size
-        count = min(2 ** max(0, (numbers // _PART).bit_length() - 1), len(chunks))
-        size = -(-len(chunks) // count)
-        return [slice(start, start + size) for start in range(0, len(chunks), size)]
+        return equal_parts(len(chunks), numbers // _PART)
 
     @torch.inference_mode()
     def _feed(self, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
@@ -110,7 +108,7 @@ class Sampler:
     def _one(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
         """Hidden states (A, hidden) of one token of each of the first A rows."""
         rows = self._counted(len(tokens))[: len(tokens)]
-        with decoding(self.model, self._cores.count if self._cores else 1):
+        with decoding(self.model, self._cores):
             return self._forward(slice(0, len(tokens)), rows, tokens, positions, positions, visible)[:, 0]
 
     def _forward(

@@ -9,23 +9,41 @@ from typing import Any
 
 import pytest
 import torch
+from operations import ROOT, first_difference
+from rlver.train.parallel import Backward, learn
+from rlver.train.settings import ModelSettings
 from toys import quick, same
 from transformers import Qwen2ForCausalLM
 
 from rlver.inference.cores import Cores
 from rlver.train.models import adapters
 from rlver.train.models.loading import checkpoint_gradients
-from rlver.train.parallel import Backward, learn
 from rlver.train.runs.training_run import run
-from rlver.train.settings import ModelSettings
 
 
 @pytest.mark.parametrize("algo", ["grpo", "ppo"])
 def test_a_run_is_the_same_on_any_number_of_cores(base: Path, tmp_path: Path, algo: str) -> None:
-    for threads in (1, 3):
+    def trained(threads: int, name: str = "run") -> Path:
         # One dialogue a micro-batch; with a critic, two losses each.
-        run(quick(base, algo, threads=threads, micro_tokens=1), base, tmp_path / str(threads))
-    assert same(tmp_path / "1", tmp_path / "3")
+        folder = tmp_path / f"{name}-{threads}"
+        run(quick(base, algo, threads=threads, micro_tokens=1), base, folder)
+        return folder
+
+    assert same(trained(1), trained(3)), first_difference(lambda: trained(1, "again"), lambda: trained(3, "again"))
+
+
+def test_the_operation_that_makes_the_difference_is_named(model: Qwen2ForCausalLM) -> None:
+    def work(part: int) -> Any:
+        numbers = torch.arange(6.0) + part
+        return (numbers * (2 if threading.current_thread() is threading.main_thread() else 3)).sum()
+
+    def passes(threads: int) -> Any:
+        return lambda: list(Cores(model, threads).map(work, range(4)))
+
+    told = first_difference(passes(1), passes(2))
+    assert told.startswith("operation 3 of 16 is the first") and "aten.mul.Tensor(float32 [6])" in told
+    assert f"in MainThread at {Path(__file__).relative_to(ROOT)}:" in told and "return (numbers * (2 if" in told
+    assert first_difference(passes(2), passes(3)) == "watched once more, all 16 operations found the same"
 
 
 def test_gradients_are_those_of_one_after_another(model: Qwen2ForCausalLM) -> None:
