@@ -99,9 +99,9 @@ class ModelSettings(Settings):
     """`tiny` (pretrained on first use, then cached), or a folder that holds a Hugging Face causal language model or a
     LoRA adapter."""
     threads: NonNegativeInt = 0
-    """Number of CPU cores to use; 0 uses all that torch reports. Passes of a small model run in parallel, each operation
-    on one core, so the results are the same for any number of cores. Passes of a large model run one after another on
-    all cores; their results are reproducible for the same number of cores."""
+    """Number of CPU cores to use; 0 uses all that torch reports. Passes of a small model run in parallel, with each
+    operation on one core, so the results are the same for any number of cores. Passes of a large model run one after
+    another on all cores; their results are reproducible for the same number of cores."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` or `mps`. `auto` chooses a GPU if there is one and the model is large enough to profit,
     otherwise the CPU."""
