@@ -115,7 +115,7 @@ def draw(ingredients: Ingredients, number: int) -> Recipe:
     )
 
 
-async def build(
+async def build_profile(
     llm: LLM,
     ingredients: Ingredients,
     recipe: Recipe,
