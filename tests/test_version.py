@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A checkout with one commit, in which the package seems to lie."""
     git(tmp_path, "init", "-q")
     (tmp_path / "file").write_text("a", encoding="utf-8")
@@ -27,7 +28,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(version, "_ROOT", tmp_path)
     monkeypatch.setattr(version, "_LONGEST_GIT_CALL", 10.0)  # the machine may be busy
     version.revision.cache_clear()
-    return tmp_path
+    yield tmp_path
+    version.revision.cache_clear()
 
 
 def test_the_revision_names_the_commit_and_local_changes(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
