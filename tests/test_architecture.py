@@ -12,7 +12,7 @@ STOREYS = {
     "core": 0,
     "version": 0,
     "text": 1,
-    "stories": 1,
+    "stories": 2,
     "llm": 1,
     "formats": 1,
     "rollout": 1,

@@ -15,7 +15,7 @@ from rlver.core.profile import ChatIntention, Intention, Language
 from rlver.formats.profile_files import read_profiles
 from rlver.llm.structured import schema_of
 from rlver.stories import generate
-from rlver.stories.build import Checked, Ingredients, Known, Written, draw, faults
+from rlver.stories.build import Checked, Ingredients, StoryIndex, Written, draw, find_faults
 
 WORDS = "river lamp stone garden letter window market silver engine bridge winter coffee orange".split()  # noqa: SIM905
 HAN = "河灯石园信窗市银车桥冬糖橙梯琴书门船雨钟"
@@ -103,8 +103,8 @@ def test_chit_chat_profiles_run_with_a_model_as_user(tmp_path: Path, capsys: pyt
 )
 def test_faults_are_found(changes: dict[str, Any], told: str) -> None:
     good = Written.model_validate(written("en", 1))
-    assert faults(good, "en", "what should i do") == ""
-    assert told in faults(Written.model_validate(written("en", 1, **changes)), "en", "what should i do")
+    assert find_faults(good, "en", "what should i do") == ""
+    assert told in find_faults(Written.model_validate(written("en", 1, **changes)), "en", "what should i do")
 
 
 def test_what_fails_its_checks_is_written_anew_or_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,10 +150,10 @@ def test_ingredients_are_dealt_out_evenly_and_files_are_read(tmp_path: Path) -> 
 def test_near_duplicates_are_found_and_others_are_not() -> None:
     for language in ("en", "zh"):
         profiles = generate(language, "train", 8)  # type: ignore[arg-type]
-        known = Known(profiles)
-        assert all(known.alike(profile.story.text, language) for profile in profiles)  # type: ignore[arg-type]
+        stories = StoryIndex(profiles)
+        assert all(stories.duplicate_of(profile.story.text, language) for profile in profiles)  # type: ignore[arg-type]
         other = Written.model_validate(written(language, 3)).story  # type: ignore[arg-type]
-        assert known.alike(other, language) == ""  # type: ignore[arg-type]
+        assert stories.duplicate_of(other, language) == ""  # type: ignore[arg-type]
 
 
 def test_schemas_are_whole_and_strict() -> None:

@@ -270,7 +270,7 @@ def test_concurrency_and_rate_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
         asyncio.run(many(client(server, Limits(concurrency=3)), 12))
         assert server.most_at_once == 3
         assert asyncio.run(many(client(server, Limits(per_minute=600)), 20)) > 0.8
-        monkeypatch.setattr("rlver.llm.client._SPACING", 0.02)
+        monkeypatch.setattr("rlver.llm.client.SPACING", 0.02)
         assert asyncio.run(many(client(server), 20)) > 0.05 + 19 * 0.02
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlver.core.think import CLOSE, OPEN, Said, split
+from rlver.core.think import CLOSE, OPEN, SplitReply, split
 
 plain = st.text().filter(lambda text: OPEN not in text and CLOSE not in text and text.strip())
 blank = st.text(alphabet=" \n\t", max_size=3)
@@ -15,12 +15,12 @@ soup = st.lists(st.sampled_from([OPEN, CLOSE, "<think", "think>", "</", "<", ">"
 
 @given(space=blank, thought=plain, reply=plain)
 def test_a_thought_and_a_reply_are_taken_apart(space: str, thought: str, reply: str) -> None:
-    assert split(f"{space}{OPEN}{thought}{CLOSE}{reply}", True) == Said(thought.strip(), reply.strip())
+    assert split(f"{space}{OPEN}{thought}{CLOSE}{reply}", True) == SplitReply(thought.strip(), reply.strip())
 
 
 @given(reply=plain)
 def test_without_thinking_the_whole_text_is_the_reply(reply: str) -> None:
-    assert split(reply, False) == Said("", reply.strip())
+    assert split(reply, False) == SplitReply("", reply.strip())
 
 
 @given(pieces=soup)

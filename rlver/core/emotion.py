@@ -1,7 +1,7 @@
 """The emotion of the simulated user: a score in [0, 100], its bands, and presets for every disputed constant.
 
-Papers and public code contradict each other on where the score starts, how far one reply can move it and
-when a dialogue ends. A preset fixes all of it under one name, and the name is printed with every result.
+Papers and public code contradict each other on where the score starts, how far one reply can move it and when a
+dialogue ends. A preset fixes all of these under one name, which is printed with every result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FAILURE_BELOW = 10.0
 
 
 class Band(StrEnum):
-    """What the user makes of the talk so far (SAGE, section 2)."""
+    """How the user feels about the dialogue so far (SAGE, section 2)."""
 
     S = "S"
     A = "A"
@@ -41,7 +41,7 @@ def band(score: float) -> Band:
 
 
 class Preset(BaseModel):
-    """Every constant on which the sources disagree. Scores are points on the 0-100 scale."""
+    """Every constant on which the sources disagree. Scores are in points on the 0-100 scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,25 +49,25 @@ class Preset(BaseModel):
     start: float
     """Score before the first reply."""
     clamp: float
-    """Largest change that one reply can cause, in either direction."""
+    """Largest change that one reply can cause, up or down."""
     floor: float
-    """Lowest score that can be reached."""
+    """Lowest possible score."""
     ceiling: float = 100.0
-    """Highest score that can be reached."""
+    """Highest possible score."""
     fails_below: float
-    """The user leaves fed up once the score is below this."""
+    """The user leaves, fed up, once the score is below this."""
     ends_at_success: bool
     """Whether the user leaves as soon as the score reaches 100."""
     replies: int
-    """Replies that are judged; the dialogue ends after the last of them."""
+    """Number of replies that are judged; the dialogue ends after the last of them."""
 
     def apply(self, score: float, change: float) -> float:
-        """The score after a reaction of `change` points, clamped as this preset says."""
+        """The score after a reaction of `change` points, clamped by this preset."""
         change = max(-self.clamp, min(self.clamp, change))
         return max(self.floor, min(self.ceiling, score + change))
 
 
-# "<= 0" of the sources: scores move in whole points, so this is "below the next point above 0".
+# Some sources end a dialogue at "<= 0". Scores move in whole points, so "below a tiny positive number" is the same.
 _AT_ZERO = 1e-9
 
 PRESETS = {
@@ -75,16 +75,16 @@ PRESETS = {
     for preset in (
         # SAGE's benchmark code; its ten turns hold nine judged replies.
         Preset(name="sage", start=40, clamp=10, floor=0, fails_below=10, ends_at_success=True, replies=9),
-        # The public RLVER training code: unclamped changes, no floor, eight turns counted off by one.
+        # The public RLVER training code: unclamped changes, no floor, and eight turns counted with an off-by-one error.
         Preset(name="release", start=30, clamp=inf, floor=-inf, fails_below=_AT_ZERO, ends_at_success=False, replies=9),
-        # RLVER (arXiv 2507.03112) as written; what it leaves unsaid is SAGE's.
+        # RLVER (arXiv 2507.03112) as written, with the constants of SAGE where it gives none.
         Preset(name="paper", start=40, clamp=10, floor=0, fails_below=_AT_ZERO, ends_at_success=True, replies=8),
     )
 }
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name. Raises RlverError for an unknown one."""
+    """The preset with this name. Raises RlverError for an unknown name."""
     if name not in PRESETS:
         raise RlverError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]

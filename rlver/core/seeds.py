@@ -1,4 +1,4 @@
-"""Seeds from seeds: everything random in a run is drawn from the run's seed and the place where it is used."""
+"""Seeds derived from seeds: each random draw of a run depends on the run's seed and on the place of the draw."""
 
 from __future__ import annotations
 

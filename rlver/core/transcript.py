@@ -1,4 +1,4 @@
-"""Transcripts: a finished dialogue with everything needed to trust and repeat it, one JSON line each."""
+"""Transcripts: finished dialogues with everything that is needed to trust and repeat them, one JSON line each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlver.core.profile import Character, ChatIntention, Intention, Language
 
 
 class Transcript(BaseModel):
-    """A finished dialogue and where it comes from."""
+    """A finished dialogue and its origin."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,7 +29,7 @@ class Transcript(BaseModel):
     policy: str
     """The policy's spec, as given on the command line."""
     user: str
-    """The sentient agent's identity: kind, user type, phrasing and a hash of all that it says and weighs."""
+    """The user's identity: kind, user type, phrasing, and a hash of all data that decides its words and judgements."""
     preset: str
     prompt: str
     """Hash of the policy's system prompt."""
@@ -39,9 +39,9 @@ class Transcript(BaseModel):
     turns: list[Turn]
     stop: StopReason
     score: float
-    """Final score in points, 0 where the format was broken; without meaning where `stop.scored` is false."""
+    """Final score in points; 0 if the format was broken. It has no meaning if `stop.scored` is false."""
     error: str = ""
-    """What failed, where something did."""
+    """What failed; empty if nothing did."""
 
     @property
     def success(self) -> bool:
@@ -85,10 +85,10 @@ def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> int:
 
 
 def read_transcripts(path: Path) -> list[Transcript]:
-    """Read transcripts, alone or in the log of a benchmark, whose other lines are passed over.
+    """Read transcripts from a file of transcripts or from the log of a benchmark, whose other lines are skipped.
 
     Raises:
-        RlverError: a line is broken or foreign; the message names file and line.
+        RlverError: a line is broken or not a transcript; the message names file and line.
     """
     transcripts = []
     for where, record in read_objects(path):

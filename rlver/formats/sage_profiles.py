@@ -123,9 +123,7 @@ def _persona(record: dict[str, Any]) -> Persona:
     age = re.search(r"\d{1,3}", field("年龄"))
     gender = field("性别")
     traits = record.get("cha_group") or ()
-    character = str(
-        record.get("main_cha") or record.get("character") or ""
-    )  # `main_cha` in profiles, `character` in transcripts
+    character = str(record.get("main_cha") or record.get("character") or "")  # profiles; transcripts
     return Persona(
         name=field("姓名") or "我",
         age=int(age[0]) if age else None,

@@ -51,9 +51,7 @@ def parse_official_transcript(record: Mapping[str, Any], where: str, policy: str
                 score = _react(turns[-1], message, score)
         opening, final = str(first["content"]), float(record["emo_point"])
     except (KeyError, TypeError, ValueError, IndexError, SyntaxError) as error:
-        raise RlverError(
-            f"{where}: not a transcript in the official format ({type(error).__name__}: {error})."
-        ) from None
+        raise RlverError(f"{where}: not an official transcript ({type(error).__name__}: {error}).") from None
     if abs(score - final) > 1e-6:
         raise RlverError(f"{where}: the dialogue ends at {score:g} points, but emo_point is {final:g}.")
     return (

@@ -27,7 +27,7 @@ Message = Mapping[str, str]
 LONGEST_ANSWER = 50_000
 """Characters. A longer answer is a fault: the text of a model that babbles on must not fill the next prompt."""
 
-_SPACING = 0.0015
+SPACING = 0.0015
 """Least seconds between two calls. Without it, dialogues that begin together send all their calls at the same moment
 and wait for each other for many turns: see benchmarks/results/remote_speed.md for what it gains."""
 
@@ -236,7 +236,7 @@ class LLM:
             await self._rate_limiter.acquire()
         now = time.monotonic()
         at = max(now, self._next_send)
-        self._next_send = at + _SPACING
+        self._next_send = at + SPACING
         if at > now:
             await asyncio.sleep(at - now)
 

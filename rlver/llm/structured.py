@@ -15,7 +15,7 @@ from rlver.llm.parse import read_object
 
 M = TypeVar("M", bound=BaseModel)
 
-_AGAIN = {
+_RETRY_NOTE = {
     "en": "Your last answer could not be used ({why}). Answer again, with the JSON object alone.",
     "zh": "你上次的回答无法使用（{why}）。请重新回答，只输出那个 JSON 对象。",
 }
@@ -50,7 +50,7 @@ async def ask(
     why, unusable = "", []
     for attempt in range(attempts):
         # The note describes the fault in our own words: the answer itself may hold instructions by somebody else.
-        note = [{"role": "user", "content": _AGAIN[language].format(why=why)}] if attempt else []
+        note = [{"role": "user", "content": _RETRY_NOTE[language].format(why=why)}] if attempt else []
         answer = await llm.complete(
             [*messages, *note],
             temperature=temperature,

@@ -1,4 +1,4 @@
-"""New profiles through a language model: drawn ingredients in, a checked profile out, or a reason why there is none."""
+"""New profiles by a language model: random ingredients go in; a checked profile or a reason to reject it comes out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rlver.text.words import script_share, words
 
 _PROMPTS = "rlver.stories.prompts"
 _TRIES = 3
-"""How often a profile is written anew when it fails its checks."""
-_ALIKE = 0.35
-"""Share of three-word sequences in common from which two stories are near-duplicates."""
-_LEAST_STORY = {"en": 400, "zh": 150}
-"""Characters of a story. Longest: ten times as many."""
+"""Largest number of versions of a profile that are written until one passes its checks."""
+_DUPLICATE_SHARE = 0.35
+"""Two stories that share more of their three-word sequences than this are near-duplicates."""
+_SHORTEST_STORY = {"en": 400, "zh": 150}
+"""Characters. The longest permitted story is ten times as long."""
 
 
 class WrittenFact(BaseModel):
@@ -58,7 +58,7 @@ def _flag(value: object) -> object:
 
 
 class Checked(BaseModel):
-    """What a second look found."""
+    """The model's answer when it checks a written profile."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -68,20 +68,20 @@ class Checked(BaseModel):
 
 
 class Ingredients(Frozen):
-    """What profiles are drawn from."""
+    """What the random ingredients of profiles are drawn from."""
 
     language: Language
     intentions: tuple[Intention | ChatIntention, ...] = tuple(Intention)
     topics: tuple[str, ...] = TOPICS
     sentences: tuple[str, ...] = ()
-    """Seed sentences; none takes the titles of the training stories."""
+    """Sentences to start a story from; if empty, the titles of the training stories."""
     traits: tuple[str, ...] = ()
-    """None takes those of the built-in personas."""
+    """If empty, the traits of the built-in personas."""
     seed: int = 0
 
 
 class Recipe(NamedTuple):
-    """What one profile is made of."""
+    """The ingredients of one profile."""
 
     number: int
     intention: Intention | ChatIntention
@@ -92,13 +92,13 @@ class Recipe(NamedTuple):
 
 
 def prompts_hash(language: Language) -> str:
-    """Eight hex digits that stand for prompts and patterns."""
+    """Eight hexadecimal digits that identify the prompts and patterns."""
     names = (f"build.{language}.md", f"check.{language}.md", "words.yaml")
     return digest(*(read_text(_PROMPTS, name) for name in names))
 
 
 def draw(ingredients: Ingredients, number: int) -> Recipe:
-    """The ingredients of profile `number`. Intentions and topics come in turn, the rest is drawn."""
+    """The ingredients of profile `number`. Intentions and topics alternate; the rest is random."""
     rng = random.Random(f"build:{ingredients.seed}:{number}")
     language = ingredients.language
     personas = read_yaml("rlver.stories", f"data/personas.{language}.yaml")
@@ -115,22 +115,23 @@ def draw(ingredients: Ingredients, number: int) -> Recipe:
     )
 
 
-async def build(
+async def build_profile(
     llm: LLM,
     ingredients: Ingredients,
     recipe: Recipe,
     *,
-    taken: Callable[[str], str],
+    duplicate_of: Callable[[str], str],
     temperature: float = 1.0,
     max_tokens: int | None = 4096,
 ) -> Profile:
-    """Write, check and, if need be, write anew.
+    """Let the model write a profile until a version passes all checks.
 
     Args:
-        taken: the id of a profile whose story is almost this one; empty if there is none.
+        duplicate_of: returns the id of a profile whose story is almost the given one; "" if there is none.
 
     Raises:
-        Unreadable: no version passed; the message says what was wrong with the last. CallFailed: see `LLM.complete`.
+        Unreadable: no version passed; the message says what was wrong with the last one.
+        CallFailed: see `LLM.complete`.
     """
     language = ingredients.language
     pieces = read_yaml(_PROMPTS, "words.yaml")[language]
@@ -154,9 +155,9 @@ async def build(
             temperature=temperature,
             max_tokens=max_tokens,
             seed=seed,
-            check=lambda found: faults(found, language, pieces["leaks"][recipe.intention]),
+            check=lambda item: find_faults(item, language, pieces["leaks"][recipe.intention]),
         )
-        if other := taken(written.story):
+        if other := duplicate_of(written.story):
             why = f"almost the story of {other}"
             continue
         text = "\n".join([written.story, "", written.opening, *(fact.say for fact in written.facts)])
@@ -176,26 +177,30 @@ async def build(
     raise Unreadable(f"profile {recipe.number}: {_TRIES} versions failed (the last: {why})")
 
 
-def faults(written: Written, language: Language, leak: str) -> str:
-    """What is wrong with a written profile; empty if nothing is."""
-    least = _LEAST_STORY[language]
-    if not least <= len(written.story) <= 10 * least:
-        return f"story: {len(written.story)} characters, wanted are {least} to {10 * least}"
-    said = [written.opening, *(fact.say for fact in written.facts)]
-    if any(script_share(text, language) < 0.5 for text in (written.story, written.persona, *said)):
+def find_faults(written: Written, language: Language, leak: str) -> str:
+    """What is wrong with a written profile; empty if nothing is.
+
+    Args:
+        leak: regular expression of sentences that give the hidden intention away.
+    """
+    shortest = _SHORTEST_STORY[language]
+    if not shortest <= len(written.story) <= 10 * shortest:
+        return f"story: {len(written.story)} characters, wanted are {shortest} to {10 * shortest}"
+    utterances = [written.opening, *(fact.say for fact in written.facts)]
+    if any(script_share(text, language) < 0.5 for text in (written.story, written.persona, *utterances)):
         return "wrong language"
     if len({fact.say for fact in written.facts}) < len(written.facts):
         return "facts: the same one twice"
     missing = next((fact.handle for fact in written.facts if fact.handle not in fact.say), None)
     if missing is not None:
         return "facts: a handle does not stand in its sentence word for word"
-    if any(re.search(leak, text, re.IGNORECASE) for text in said):
+    if any(re.search(leak, text, re.IGNORECASE) for text in utterances):
         return "a sentence names the wish"
     return ""
 
 
-class Known:
-    """Stories that there are, to find near-duplicates by the three-word sequences that they share."""
+class StoryIndex:
+    """Finds near-duplicates among stories by the three-word sequences that they share."""
 
     def __init__(self, profiles: Sequence[Profile] = ()) -> None:
         self._grams: dict[str, set[tuple[str, ...]]] = {}
@@ -203,20 +208,20 @@ class Known:
             self.add(profile)
 
     def add(self, profile: Profile) -> None:
-        """Add a story."""
+        """Add the story of a profile."""
         self._grams[profile.id] = _grams(profile.story.text, profile.language)
 
-    def alike(self, story: str, language: Language) -> str:
+    def duplicate_of(self, story: str, language: Language) -> str:
         """The id of a profile with almost this story; empty if there is none."""
         grams = _grams(story, language)
-        for name, others in self._grams.items():
-            if len(grams & others) > _ALIKE * min(len(grams), len(others)):
+        for name, other in self._grams.items():
+            if len(grams & other) > _DUPLICATE_SHARE * min(len(grams), len(other)):
                 return name
         return ""
 
 
 def _grams(text: str, language: Language) -> set[tuple[str, ...]]:
-    # A Chinese word is about two characters, which is what `words` splits into.
+    # `words` splits Chinese text into characters, and a Chinese word has about two.
     size = 3 if language == "en" else 6
     tokens = [word for word in words(text, language) if word[0].isalnum()]
     return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}
@@ -228,7 +233,7 @@ def _fill(name: str, slots: dict[str, Any]) -> str:
 
 
 def profile_id(ingredients: Ingredients, recipe: Recipe) -> str:
-    """The id of the profile that comes of a recipe."""
+    """The id of the profile that is made from a recipe."""
     return f"{ingredients.language}-built-{ingredients.seed}-{recipe.number:04d}-{recipe.intention}"
 
 

@@ -1,4 +1,4 @@
-"""Profiles from stories: a seeded cross of story x persona x hidden intention, thousands of them, all different."""
+"""Profiles from the built-in stories: a seeded cross of story x persona x hidden intention, all profiles different."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rlver.stories.library import Split, StorySpec, load_stories
 BENCHMARK_SIZE = 100
 _BENCHMARK_SEED = 2507
 
-# What a person with this intention tells first. It is the only trace of the need that a guarded user leaves.
+# The kinds of facts that a user with this hidden intention tells first. A user who hides the intention well gives no
+# other hint of it.
 _TELLS_FIRST: dict[Intention, tuple[str, ...]] = {
     Intention.ABSOLVE: ("action", "other"),
     Intention.REFLECT: ("tried", "feeling"),
@@ -31,10 +32,10 @@ _HEADINGS = {
 
 
 def generate(language: Language, split: Split, count: int, seed: int = 0) -> list[Profile]:
-    """`count` profiles of one split. The same arguments give the same profiles.
+    """Generate `count` profiles of one split. The same arguments give the same profiles.
 
-    Stories and intentions are dealt out evenly, persona, names and the order of the facts are drawn. Held-out
-    splits also use names that training never sees.
+    Stories and hidden intentions are distributed evenly; persona, names and the order of the facts are random. The
+    validation and benchmark splits also use names that training never sees.
     """
     rng = random.Random(f"profiles:{language}:{split}:{seed}")
     stories = load_stories(language, split)
@@ -42,11 +43,11 @@ def generate(language: Language, split: Split, count: int, seed: int = 0) -> lis
     profiles = []
     for number in range(count):
         if not deck:
-            # Every story meets every intention before any pair comes again, and intentions stay balanced throughout.
-            shift = rng.sample(range(len(stories)), len(stories))
+            # Each pair of story and intention comes once before any comes again, and intentions stay balanced.
+            order = rng.sample(range(len(stories)), len(stories))
             intentions = rng.sample(list(Intention), len(Intention))
             for start in range(len(intentions)):
-                for row, index in enumerate(shift):
+                for row, index in enumerate(order):
                     deck.append((stories[index], intentions[(row + start) % len(intentions)]))
             deck.reverse()
         story, intention = deck.pop()
@@ -60,7 +61,7 @@ def benchmark_profiles(language: Language) -> list[Profile]:
 
 
 def regenerate(name: str) -> Profile | None:
-    """The generated profile of that id; None if no generated profile could have it."""
+    """The generated profile with this id; None if no generated profile has it."""
     match = re.fullmatch(r"(en|zh)-(train|validation|benchmark)-(\d{1,15})-(\d{4,5})-.+", name)
     if match is None:
         return None
@@ -91,8 +92,8 @@ def _profile(
 
     first, rest = spec.facts[0], list(spec.facts[1:])
     rng.shuffle(rest)
-    early = _TELLS_FIRST[intention]
-    rest.sort(key=lambda fact: early.index(fact.kind) if fact.kind in early else len(early))
+    first_kinds = _TELLS_FIRST[intention]
+    rest.sort(key=lambda fact: first_kinds.index(fact.kind) if fact.kind in first_kinds else len(first_kinds))
     introduced: set[str] = set()
     facts = tuple(_tell(language, fact, spec, names, introduced) for fact in (first, *rest))
 
@@ -116,7 +117,7 @@ def _profile(
 
 
 def _tell(language: Language, fact: Fact, spec: StorySpec, names: dict[str, str], introduced: set[str]) -> Fact:
-    """The fact with names filled in; a person is introduced by the relation where the name comes up first."""
+    """The fact with names filled in. The first mention of a person also gives the relation, as in "my brother Tom"."""
 
     def name(match: re.Match[str]) -> str:
         key = match[1]

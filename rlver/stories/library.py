@@ -1,4 +1,4 @@
-"""The written stories: one YAML file a topic, and the split of the stories into training and held-out ones."""
+"""The built-in stories, one YAML file per topic, and their split into training, validation and benchmark stories."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rlver.core.profile import Fact, Language
 Split = Literal["train", "validation", "benchmark"]
 TOPICS = ("work", "study", "family", "friendship", "love", "health", "home", "community")
 HELD_OUT_TOPIC = "community"
-"""All stories of this topic are in the benchmark: training never sees the topic."""
+"""All stories of this topic belong to the benchmark, so training never sees the topic."""
 
 
-class Other(BaseModel):
-    """Another person of the story; the name is filled in by the generator."""
+class OtherPerson(BaseModel):
+    """Another person of the story. The generator chooses the name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,14 +36,14 @@ class Moment(BaseModel):
 
 
 class StorySpec(BaseModel):
-    """A story as written, with `{a}` and `{b}` for the names of the other people."""
+    """A story as it is written, with `{a}` and `{b}` in place of the names of the other people."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     topic: str
     title: str
-    people: dict[Literal["a", "b"], Other]
+    people: dict[Literal["a", "b"], OtherPerson]
     cause: str
     conflict: str
     timeline: tuple[Moment, ...]
@@ -59,31 +59,33 @@ def _topic(language: Language, topic: str) -> tuple[StorySpec, ...]:
 
 
 def load_stories(language: Language, split: Split | None = None) -> list[StorySpec]:
-    """The stories of one split, or all. The last quarter of a topic is held out for the benchmark, one story before
-    it is for validation, and the held-out topic is for the benchmark as a whole.
+    """The stories of one split, or all stories if `split` is None.
+
+    The last quarter of each topic belongs to the benchmark, the story before it to validation, and the rest to
+    training. All of the held-out topic belongs to the benchmark.
 
     Raises:
-        RlverError: unknown split.
+        RlverError: the split is unknown.
     """
     if split is not None and split not in get_args(Split):
         raise RlverError(f"unknown split {split!r}; choose one of {', '.join(get_args(Split))}.")
-    chosen = []
+    selected = []
     for topic in TOPICS:
         stories = _topic(language, topic)
         held_out = len(stories) if topic == HELD_OUT_TOPIC else max(1, len(stories) // 4)
         for i, story in enumerate(stories):
             left = len(stories) - i
-            belongs: Split = "benchmark" if left <= held_out else "validation" if left == held_out + 1 else "train"
-            if split in (None, belongs):
-                chosen.append(story)
-    return chosen
+            own: Split = "benchmark" if left <= held_out else "validation" if left == held_out + 1 else "train"
+            if split in (None, own):
+                selected.append(story)
+    return selected
 
 
 @cache
-def _known(language: Language) -> frozenset[str]:
+def _story_ids(language: Language) -> frozenset[str]:
     return frozenset(story.id for story in load_stories(language))
 
 
-def is_known(story: str, language: Language) -> bool:
-    """Whether a story of that id is one of ours."""
-    return story in _known(language)
+def is_built_in(story: str, language: Language) -> bool:
+    """Whether a built-in story has this id."""
+    return story in _story_ids(language)

@@ -1,4 +1,4 @@
-"""What the judge and the benchmark know of English and Chinese as such: words, sentences, and a language model."""
+"""English and Chinese text: words, sentences, a small language model, and fast matching of many patterns."""
 
 from rlver.text.ngram import NgramModel
 from rlver.text.words import script_share, sentences, words

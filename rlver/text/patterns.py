@@ -1,8 +1,8 @@
-"""Many regular expressions over many short texts: only those are tried whose letters the text has at all.
+"""Matches many regular expressions against many short texts, trying only the patterns that can match.
 
-A pattern can match only if certain short strings are in the text: one of "sorry" and "apolog", say, and one of
-"hear" and "that". They are read off the parsed pattern once; a text then tries only the patterns all of whose
-needs it meets.
+A pattern can match only if certain short strings occur in the text: for example one of "sorry" and "apolog", and one of
+"hear" and "that". These required strings are derived once from the parsed pattern. One pass over a text then finds all
+strings that occur in it, and only the patterns whose requirements it meets are tried.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ import ahocorasick
 
 _Find = Callable[[str], "re.Match[str] | None"]
 _REPEATS = (_code.MAX_REPEAT, _code.MIN_REPEAT)
-_MANY = 60
-"""More strings than these at one place of a pattern are not listed."""
-_COMMON = 0.15
-"""A string that this share of the texts hold tells too little to look for it, if a pattern needs a rarer one too."""
-# Letters that `re.IGNORECASE` takes for "s" and "i", and that `str.lower` leaves alone or makes two of.
+_MAX_STRINGS = 60
+"""Alternatives at one place of a pattern are listed only up to this number."""
+_COMMON_SHARE = 0.15
+"""A requirement that more than this share of the sample texts meets is too common to check, unless it is the
+pattern's rarest."""
+# Letters that `re.IGNORECASE` treats as "s" and "i", but that `str.lower` keeps or turns into two characters.
 _ODD_CASE = str.maketrans({"ſ": "s", "ı": "i", "İ": "i"})
 
 
 class PatternIndex:
-    """Named groups of patterns, case ignored: which groups have a pattern that is found in a text?
+    """Finds the groups of patterns of which at least one matches a text. Case is ignored.
 
-    `sample` holds texts of the kind to come; strings that are rare in it are looked for first.
+    Args:
+        groups: patterns by the name of their group.
+        sample: texts that resemble those to come. Requirements that are rare in them are checked first.
     """
 
     def __init__(self, groups: Mapping[str, Sequence[str]], sample: Sequence[str] = ()) -> None:
         self.names = tuple(groups)
         self._patterns: list[tuple[str, _Find, bool, list[frozenset[str]]]] = []
         self._by_key: dict[str, list[int]] = defaultdict(list)
-        """Patterns to try by a string that is found; none if the string is only looked for beside a rarer one."""
+        """Numbers of the patterns to try if a string occurs; empty for strings that only further requirements name."""
         self._always: set[int] = set()
         rarity = _Rarity(sample)
         for name, patterns in groups.items():
             for pattern in patterns:
-                needs = sorted(_needs(_parser.parse(pattern, re.IGNORECASE), rarity), key=rarity.of)
-                needs = needs[:1] + [need for need in needs[1:] if rarity.of(need)[0] <= _COMMON * len(sample)]
+                needs = sorted(_requirements(_parser.parse(pattern, re.IGNORECASE), rarity), key=rarity.of)
+                needs = needs[:1] + [need for need in needs[1:] if rarity.of(need)[0] <= _COMMON_SHARE * len(sample)]
                 number = len(self._patterns)
                 self._patterns.append((name, *_compile(pattern), needs[1:]))
                 for key in needs[0] if needs else ():
@@ -58,22 +61,25 @@ class PatternIndex:
         self._keys.make_automaton()
 
     def found_in(self, text: str) -> tuple[str, ...]:
-        """The names of the groups with a pattern that is found in the text, in the order of the groups."""
+        """The names of the groups with a pattern that matches somewhere in the text, in the order of the groups."""
         lower = (text if text.isascii() else text.translate(_ODD_CASE)).lower()
         keys = {key for _, key in self._keys.iter(lower)} if self._by_key else set()
-        found: set[str] = set()
+        matched: set[str] = set()
         for number in self._always.union(*map(self._by_key.__getitem__, keys)):
             name, find, lowered, needs = self._patterns[number]
-            if name in found or (needs and any(map(keys.isdisjoint, needs))):
+            if name in matched or (needs and any(map(keys.isdisjoint, needs))):
                 continue
             if find(lower if lowered else text):
-                found.add(name)
-        return tuple([name for name in self.names if name in found]) if found else ()
+                matched.add(name)
+        return tuple([name for name in self.names if name in matched]) if matched else ()
 
 
 def _compile(pattern: str) -> tuple[_Find, bool]:
-    """What finds the pattern, and whether in texts in lower case: then case need not be ignored, which is slow.
-    One that names capitals is for texts as they are; one that begins where the text does is tried nowhere else."""
+    """The search function of a pattern, and whether it expects the text in lower case.
+
+    Ignoring case is slow, so patterns without capitals search the lower-case text instead. Patterns that are anchored
+    at the beginning are tried only there.
+    """
     literal = re.sub(r"\\.", "", pattern)
     lowered = literal == literal.lower() and "(?-i" not in literal
     compiled = re.compile(pattern, 0 if lowered else re.IGNORECASE)
@@ -82,7 +88,7 @@ def _compile(pattern: str) -> tuple[_Find, bool]:
 
 
 class _Rarity:
-    """How many of the sample's texts hold one of some strings."""
+    """Counts how many texts of a sample hold one of several strings."""
 
     def __init__(self, sample: Sequence[str]) -> None:
         self._sample = [text.lower() for text in sample]
@@ -91,17 +97,17 @@ class _Rarity:
         self._texts = cache(self._texts_with)
 
     def _of(self, keys: frozenset[str]) -> tuple[int, int]:
-        """Texts with one of these strings, then how short the shortest of them is: small is rare."""
+        """Sort key, small for rare: number of texts with one of these strings, then minus the shortest length."""
         return len(set().union(*map(self._texts, keys))), -min(map(len, keys))
 
     def _texts_with(self, key: str) -> set[int]:
         return {number for number, text in enumerate(self._sample) if key in text} if key in self._all else set()
 
 
-def _needs(sequence: Any, rarity: _Rarity) -> list[frozenset[str]]:
-    """Sets of strings, of each of which every match holds at least one."""
+def _requirements(sequence: Any, rarity: _Rarity) -> list[frozenset[str]]:
+    """Requirements of a pattern: sets of strings. Every match holds at least one string of each set."""
     needs: list[frozenset[str]] = []
-    # What may stand at this place of a match, from the last element on whose strings cannot be listed.
+    # The possible texts since the last element whose strings cannot be listed.
     here = {""}
     for element in sequence:
         op, argument = element
@@ -116,20 +122,20 @@ def _needs(sequence: Any, rarity: _Rarity) -> list[frozenset[str]]:
         if strings or inner:
             continue
         if op is _code.SUBPATTERN:
-            needs += _needs(argument[3], rarity)
+            needs += _requirements(argument[3], rarity)
         elif op is _code.BRANCH:
-            parts = [_needs(branch, rarity) for branch in argument[1]]
+            parts = [_requirements(branch, rarity) for branch in argument[1]]
             if all(parts):
                 needs.append(frozenset().union(*(min(part, key=rarity.of) for part in parts)))
         elif op in _REPEATS and argument[0] > 0:
-            needs += _needs(argument[2], rarity)
+            needs += _requirements(argument[2], rarity)
     needs.append(frozenset(here))
     return [need for need in needs if "" not in need]
 
 
 def _strings(sequence: Any) -> set[str] | None:
-    """All strings that match the sequence, in lower case, or None if they are many; what has no width matches ""."""
-    found: set[str] | None = {""}
+    """All strings that match the sequence, in lower case; None if there are too many. Zero-width elements match ""."""
+    strings: set[str] | None = {""}
     for op, argument in sequence:
         part: set[str] | None = None
         if op is _code.LITERAL:
@@ -147,29 +153,29 @@ def _strings(sequence: Any) -> set[str] | None:
         elif op in _REPEATS and argument[1] == 1:
             part = _strings(argument[2])
             part = part and part | ({""} if argument[0] == 0 else set())
-        found = found and part and _joined(found, part)
-        if found is None:
+        strings = strings and part and _joined(strings, part)
+        if strings is None:
             return None
-    return found
+    return strings
 
 
 def _characters(kind: Any, of: Any) -> set[str] | None:
-    """The characters of a part of a character class, in lower case, or None if they are many."""
+    """The characters of a part of a character class, in lower case; None if there are too many."""
     if kind is _code.LITERAL:
         return {chr(of).lower()}
-    if kind is _code.RANGE and of[1] - of[0] < _MANY:
+    if kind is _code.RANGE and of[1] - of[0] < _MAX_STRINGS:
         return {chr(code).lower() for code in range(of[0], of[1] + 1)}
     return _digits() if of is _code.CATEGORY_DIGIT else None
 
 
 @cache
 def _digits() -> set[str]:
-    """All that `\\d` matches."""
+    """All characters that `\\d` matches."""
     return set(re.findall(r"\d", "".join(map(chr, range(0x20000)))))
 
 
 def _joined(left: set[str], right: set[str]) -> set[str] | None:
-    """Every string of the one followed by every one of the other, unless these are many."""
-    if min(len(left), len(right)) > 1 and len(left) * len(right) > _MANY:
+    """Every string of `left` followed by every string of `right`; None if these are too many."""
+    if min(len(left), len(right)) > 1 and len(left) * len(right) > _MAX_STRINGS:
         return None
     return {first + second for first in left for second in right}

@@ -1,8 +1,8 @@
-"""Text that is safe to print: what a model writes must not steer the terminal."""
+"""Text that is safe to print: a model's output must not control the terminal."""
 
 from __future__ import annotations
 
 
 def plain(text: str) -> str:
-    """The text with every control character but the line break replaced."""
+    """The text with every control character except line breaks replaced."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

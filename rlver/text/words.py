@@ -1,4 +1,4 @@
-"""Words and sentences, in English and Chinese."""
+"""Words and sentences of English and Chinese text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlver.core.profile import Language
 
 _EN_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|[^\w\s]")
 _ASCII_WORD = re.compile(r"[a-z]+(?:'[a-z]+)*|[0-9]+|[^\w\s]")
-"""What `_EN_WORD` finds in lower-case ASCII, sooner."""
+"""Matches the same as `_EN_WORD` in lower-case ASCII text, but faster."""
 _ZH_WORD = re.compile(r"[\u4e00-\u9fff]|[A-Za-z]+|\d+|[^\w\s]")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\"”」)]*|[.!?。！？]+")
 _HAN_RUN = re.compile(r"[\u4e00-\u9fff]+")
@@ -19,8 +19,8 @@ _LATIN_RUN = re.compile(r"[A-Za-z]+")
 
 @lru_cache(maxsize=20_000)
 def words(text: str, language: Language) -> tuple[str, ...]:
-    """Lower-case words and punctuation marks. In Chinese every character is a word of its own."""
-    parts = [part.strip() for part in _SENTENCE.findall(text)]  # no word goes on in the next sentence
+    """Lower-case words and punctuation marks. Every Chinese character is a word of its own."""
+    parts = [part.strip() for part in _SENTENCE.findall(text)]  # no word crosses the end of a sentence
     if len(parts) == 1:
         return _words_of(parts[0], language)
     return tuple(chain.from_iterable([_words_of(part, language) for part in parts]))
@@ -32,7 +32,7 @@ def _words_of(sentence: str, language: Language) -> tuple[str, ...]:
 
 
 def first_words(text: str, count: int, language: Language) -> tuple[str, ...]:
-    """The first of its words, at most `count`."""
+    """The first `count` words of a text, or all if it has fewer."""
     matches = _word(text, language).finditer(_lower(text, language))
     return tuple(match[0] for match in islice(matches, count))
 
@@ -46,14 +46,14 @@ def _lower(text: str, language: Language) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, with their closing marks; blank ones are left out."""
+    """The sentences of a text, with their closing marks, without those that have no letter or digit."""
     return [part.strip() for part in _SENTENCE.findall(text) if any(map(str.isalnum, part))]
 
 
 def script_share(text: str, language: Language) -> float:
-    """Share of letters in the script of the language, in [0, 1]; 1 for a text without letters.
+    """Share of the letters that belong to the script of the language, in [0, 1]; 1 for a text without letters.
 
-    A Latin word of Chinese text counts as one letter, so that a name or a brand does not make it foreign.
+    A Latin word counts as one letter in Chinese, so that a name or a brand does not make a text foreign.
     """
     if language == "en" and text.isascii():
         return 1.0

@@ -8,7 +8,7 @@ import ahocorasick
 
 from rlver.core.data import read_yaml
 from rlver.core.profile import Language, Profile
-from rlver.stories.library import is_known, load_stories
+from rlver.stories.library import is_built_in, load_stories
 from rlver.text.words import words
 from rlver.users.embedded.vocabulary import everyday, word_set
 
@@ -56,7 +56,7 @@ def _at_home(story: str, persona: str, says: tuple[str, ...], language: Language
 def foreign(reply: str, profile: Profile, heard: list[str]) -> int:
     """Marks of other stories. Of a story from elsewhere nobody can tell what is foreign to it."""
     language, story = profile.language, profile.story
-    if not is_known(story.id, language):
+    if not is_built_in(story.id, language):
         return 0
     found = _marks(reply, language)
     for text in reversed(heard):
