@@ -1,4 +1,4 @@
-"""What the documentation site shows besides the pages in docs/: the command line, the measured tables, the architecture.
+"""What the site shows besides the pages in docs/: the command line, the measured tables and the architecture.
 
 MkDocs calls these functions while it builds. Pages in docs/ link to files of the repository as they lie beside each
 other there, so that the links work on a code host, too; here the links are pointed at the pages of the site.
