@@ -117,6 +117,7 @@ def _row(field: griffe.Attribute) -> str:
     shown = re.sub(_QUOTES, "", (default[1] if default else value).strip()) or "-"
     words = " ".join((field.docstring.value if field.docstring else "").split())
     if choices := re.search(r"Literal\[(.*?)\]", str(field.annotation)):
-        words = f"One of {', '.join(f'`{name}`' for name in re.findall(r'[^ ,]+', re.sub(_QUOTES, '', choices[1])))}. {words}"
+        names = [f"`{name}`" for name in re.sub(_QUOTES, "", choices[1]).split(", ")]
+        words = f"One of {', '.join(names)}. {words}"
     words = words.replace("|", "\\|")
     return f"| `{field.name}` | `{shown}` | {words} |"
