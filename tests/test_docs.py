@@ -206,9 +206,11 @@ def test_what_a_page_says_can_be_typed(name: str, request: pytest.FixtureRequest
         free.bind(("127.0.0.1", 0))
         context = Context(server.url, free.getsockname()[1])
         free.close()
+        typing = furnished / "typed.sh"
+        typing.write_text(script(page, furnished, context), "utf-8")
         done = subprocess.run(
-            ["bash"],
-            input=script(page, furnished, context),
+            ["bash", typing.name],
+            stdin=subprocess.DEVNULL,
             cwd=furnished,
             env=activated(),
             stdout=subprocess.PIPE,
