@@ -30,7 +30,7 @@ from rlver.core.emotion import get_preset
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.inference.engines.base import Sampling
-from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.policies.local import LocalPolicy
 from rlver.rollout import play, run, together
 from rlver.stories.generate import generate
@@ -107,7 +107,7 @@ async def _later(answer: Any) -> Any:
 
 def engine_alone(model: Any, prompts: list[list[int]]) -> int:
     """Replies of equal length to prompts of equal length."""
-    engine = LocalEngine(model)
+    engine = BuiltInEngine(model)
 
     async def one(number: int) -> None:
         await engine.reply(engine.open(), prompts[number], number, Sampling(1.0, REPLY, frozenset()))

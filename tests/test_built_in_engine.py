@@ -16,7 +16,7 @@ from rlver.core.dialogue import Dialogue, Opening, Reaction, StopReason
 from rlver.core.errors import CallFailed, Unreadable
 from rlver.core.profile import Profile
 from rlver.inference.engines.base import Sampling
-from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.inference.kv_cache import RaggedCache
 from rlver.inference.sampler import Sampler
 from rlver.policies.local import LocalPolicy
@@ -259,7 +259,7 @@ def test_an_error_of_the_engine_ends_the_run(model: Any, tokenizer: Any, monkeyp
 @pytest.mark.parametrize("workers", [3, 8, 16])
 def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, workers: int, places: list[int]) -> None:
     """Shared beginnings, rewinding, ends, pauses and replies of any length, against plain forward passes."""
-    engine = LocalEngine(model)
+    engine = BuiltInEngine(model)
     heads = [[5, *random.Random(k).choices(range(len(tokenizer)), k=60)] for k in range(2)]
 
     async def work(number: int) -> None:
@@ -297,7 +297,7 @@ def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, work
 
 
 def test_what_is_sampled_together_has_one_temperature(model: Any, tokenizer: Any) -> None:
-    engine = LocalEngine(model)
+    engine = BuiltInEngine(model)
 
     async def both() -> None:
         replies = (engine.reply(engine.open(), [1], 0, Sampling(t, 4, frozenset([0]))) for t in (1.0, 0.5))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlver.inference.cuda_graphs import DecodeGraphs, Replay, rounded_rows
-from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.inference.sampler import Sampler
 from rlver.policies.local import LocalPolicy
 from tests.test_sampler import local, plain_logits, talk
@@ -35,7 +35,7 @@ class Recorder:
 
 def recording(policy: LocalPolicy, recorder: Any) -> LocalPolicy:
     """The policy, sampling from recordings."""
-    assert isinstance(policy.engine, LocalEngine)
+    assert isinstance(policy.engine, BuiltInEngine)
     sampler = policy.engine._sampler
     sampler.graphs = DecodeGraphs(sampler._one, lambda: recorder)
     return policy

@@ -13,7 +13,7 @@ from token_server import TokenServer
 
 from rlver.core.dialogue import Dialogue, StopReason
 from rlver.core.errors import RlverError
-from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.inference.engines.load import load_engine
 from rlver.inference.engines.server import ServerEngine
 from rlver.llm import Limits
@@ -172,7 +172,7 @@ def test_nobody_there(model: Any, tokenizer: Any) -> None:
 
 
 def test_specs(model: Any) -> None:
-    assert isinstance(load_engine("local", model), LocalEngine)
+    assert isinstance(load_engine("local", model), BuiltInEngine)
     engine = load_engine("vllm:qwen3@http://127.0.0.1:8000/v1", model)
     assert isinstance(engine, ServerEngine) and engine.style == "vllm"
     for spec in ("vllm", "tgi@http://127.0.0.1:8000", "http://127.0.0.1:8000"):

@@ -334,7 +334,7 @@ def test_pretraining_is_the_same_on_any_number_of_cores(tmp_path: Path, monkeypa
     weights = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        monkeypatch.setattr("rlver.inference.cores._FOUND", threads)
+        monkeypatch.setattr("rlver.inference.cores._AVAILABLE", threads)
         weights.append((pretrain(brief(), tmp_path / str(threads)) / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 

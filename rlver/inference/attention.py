@@ -1,13 +1,13 @@
-"""Attention of a decoding step, which does little but read the cache.
+"""Attention kernels: a cheaper form for decoding steps, and a way to keep cuDNN out.
 
-Where several query heads share keys and values (grouped-query attention) and there is a mask, `transformers` repeats
-them for each of these heads: with seven to a head, as in Qwen2.5-7B, a step moves the whole cache about ten times
-instead of once. To attend with one query of seven heads is to attend with seven queries of one head, which needs no
-copies.
+A decoding step mostly reads the KV cache. With grouped-query attention and a mask, `transformers` first repeats the
+shared keys and values for each query head. In Qwen2.5-7B, seven query heads share a key head, so a step moves the whole
+cache about ten times instead of once. Attending with one query of seven heads equals attending with seven queries of
+one head, which needs no copies.
 
-On a CPU, several cores read a long cache sooner than one. Each of them attends for some rows, in a call of its own.
-One call on several cores is not the same to the bit: PyTorch gives every core its own piece of one working memory, and
-on some processors the last bit of a matrix product depends on whether its numbers begin at a multiple of 16 bytes.
+On a CPU, several cores read a long cache faster than one. Each core attends for some of the rows in a call of its own.
+A single call on several cores would not be identical to the bit: PyTorch gives every core a piece of one shared buffer,
+and on some processors the last bit of a matrix product depends on whether its operands start at a multiple of 16 bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rlver.inference.cores import Cores, equal_parts
 
 _PLAIN, _DECODING = "sdpa", "sdpa_decoding"
 _PART = 500_000
-"""Numbers, of keys, from which on reading them is worth a core of its own."""
+"""Size of the keys, in numbers, that is worth a core of its own."""
 _cores: ContextVar[Cores | None] = ContextVar("cores", default=None)
 
 
@@ -40,7 +40,13 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As the model calls it: query (A, heads, 1, size), key and value (A, key heads, m, size), mask (A, 1, 1, m)."""
+    """Attention as the model calls it.
+
+    Args:
+        query: (A, heads, 1, size).
+        key: (A, key heads, m, size); `value` likewise.
+        attention_mask: (A, 1, 1, m).
+    """
     rows, heads, _, size = query.shape
     queries = query.reshape(rows, key.shape[1], -1, size)
     mask = attention_mask.expand(rows, key.shape[1], queries.shape[2], -1)
@@ -56,19 +62,24 @@ def _attend(
     return out.reshape(rows, 1, heads, value.shape[3]), None
 
 
+# transformers looks attention functions up by name in a global registry. Adding a name changes nothing for models that
+# do not use it.
 AttentionInterface.register(_DECODING, _attend)
 
 
 @contextmanager
 def decoding(model: PreTrainedModel, cores: Cores | None = None) -> Iterator[None]:
-    """Inside, a model that attends with PyTorch's own attention decodes one token a row, with a mask, in this way.
+    """Use the cheaper attention while the block runs.
+
+    Every call of the model must decode one token a row, with a mask. A model whose attention is not PyTorch's own, or
+    that gains nothing, is left as it is.
 
     Args:
-        cores: of a CPU; those of a model whose passes are independent share out the rows.
+        cores: CPU cores among which the rows are divided, if passes of the model are independent.
     """
     config = model.config
     shared = cores if cores and cores.independent else None
-    if config._attn_implementation != _PLAIN or (shared is None and _heads_alike(config)):
+    if config._attn_implementation != _PLAIN or (shared is None and not _shares_keys(config)):
         yield
         return
     config._attn_implementation = _DECODING
@@ -80,6 +91,23 @@ def decoding(model: PreTrainedModel, cores: Cores | None = None) -> Iterator[Non
         config._attn_implementation = _PLAIN
 
 
-def _heads_alike(config: Any) -> bool:
-    """Whether every query head has keys of its own."""
-    return getattr(config, "num_key_value_heads", None) in (None, config.num_attention_heads)
+@contextmanager
+def without_cudnn(device: torch.device) -> Iterator[None]:
+    """Keep PyTorch's attention off cuDNN while the block runs. On a CPU this does nothing.
+
+    cuDNN plans a kernel for every new shape, and the shapes of dialogues rarely repeat. A block that trains must cover
+    the backward pass too, because gradient checkpointing computes attention again there.
+    """
+    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
+        yield
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def _shares_keys(config: Any) -> bool:
+    """Whether several query heads share one key head."""
+    return getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)

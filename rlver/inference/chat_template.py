@@ -1,7 +1,8 @@
-"""A chat template, read as the texts that it sets around the messages of a talk.
+"""A chat template, read as the texts that it puts around the messages of a dialogue.
 
-Templates are programs; all that we ask of one is that a talk grows by appending. So it is rendered around marks that
-stand for the messages, cut at them, and refused unless longer talks repeat the same pieces.
+A template is a program. The only thing required of it is that it is append-only: a longer dialogue repeats the text of
+a shorter one. To read a template, messages are replaced by marks, the rendered text is cut at the marks, and templates
+that render longer dialogues with other pieces are rejected.
 """
 
 from __future__ import annotations
@@ -17,123 +18,140 @@ from rlver.core.errors import RlverError
 from rlver.core.think import CLOSE, OPEN
 
 _MARKS = "\u2460\u2461\u2462\u2463\u2464"
-_DAY = datetime.datetime(2024, 7, 26)
-"""What a template takes for today (the day that Llama 3's falls back to): a prompt must not change overnight."""
+_TODAY = datetime.datetime(2024, 7, 26)
+"""The date that templates get as today's (Llama 3's own default), because a prompt must not change overnight."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """head USER answer (gap REPLY tail) close back USER answer ... USER answer lead -> the reply to come."""
+    """The pieces of a chat template, in this order:
+
+    head USER before_reply (gap REPLY tail) close before_user USER before_reply ... USER before_reply lead NEXT REPLY
+    """
 
     tokenizer: PreTrainedTokenizerBase
     system: str
     think: bool
-    folded: bool
-    """Whether the system prompt stands at the beginning of the first user message, for want of a role of its own."""
+    system_in_user: bool
+    """Whether the system prompt is part of the first user message, for a template without a system role."""
     head: str = ""
-    answer: str = ""
+    """Everything before the first user message, with the system prompt."""
+    before_reply: str = ""
     gap: str = ""
-    """White space between `answer` and an earlier reply; the reply to come brings its own."""
+    """White space before an earlier reply. The next reply brings its own."""
     tail: str = ""
-    """White space between an earlier reply and `close`."""
+    """White space after an earlier reply."""
     close: str = ""
     """The token that ends a reply."""
-    back: str = ""
+    before_user: str = ""
     lead: str = ""
-    """What only the reply to come is opened with, such as an empty thought; no later turn sees it."""
-    unused: str = ""
-    """A tag that opens a thought, behind `answer`; the policy writes its tags itself."""
+    """Text that only the next reply begins with, such as an empty thought. Later turns do not see it."""
+    think_tag: str = ""
+    """A tag after `before_reply` that opens a thought. It is left out, because the policy writes its own tags."""
 
-    def render(self, talk: Sequence[str]) -> str:
-        """The template's own text of a talk (user, policy, user ...) up to where the next reply begins."""
-        prefix = f"{self.system}\n\n" if self.folded and self.system else ""
-        messages = [] if self.folded else [{"role": "system", "content": self.system}]
-        for number, content in enumerate(talk):
+    def render(self, messages: Sequence[str]) -> str:
+        """The template's own text of a dialogue, up to the beginning of the next reply.
+
+        Args:
+            messages: of the user, the policy, the user, and so on.
+        """
+        prefix = f"{self.system}\n\n" if self.system_in_user and self.system else ""
+        chat = [] if self.system_in_user else [{"role": "system", "content": self.system}]
+        for number, content in enumerate(messages):
             role = "assistant" if number % 2 else "user"
-            messages.append({"role": role, "content": content if number else prefix + content})
+            chat.append({"role": role, "content": content if number else prefix + content})
         try:
             text = self.tokenizer.apply_chat_template(
-                messages,
+                chat,
                 tokenize=False,
                 add_generation_prompt=True,
-                enable_thinking=self.think,  # what Qwen3 and SmolLM3 call it
-                thinking=self.think,  # DeepSeek and Granite
-                date_string=f"{_DAY:%d %b %Y}",
-                strftime_now=_DAY.strftime,
+                enable_thinking=self.think,  # the name in Qwen3 and SmolLM3
+                thinking=self.think,  # the name in DeepSeek and Granite
+                date_string=f"{_TODAY:%d %b %Y}",
+                strftime_now=_TODAY.strftime,
             )
         except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
-            raise self._refused(f"cannot be used ({error})") from None
-        return str(text).removesuffix(self.unused)
+            raise self._rejected(f"cannot be used ({error})") from None
+        return str(text).removesuffix(self.think_tag)
 
     def read(self) -> Template:
-        """This template with its pieces."""
+        """This template with its pieces filled in.
+
+        Raises:
+            RlverError: the template is not append-only.
+        """
         text = self.render(_MARKS)
         if any(text.count(mark) != 1 for mark in _MARKS):
-            raise self._refused("does not render every message once")
+            raise self._rejected("does not render every message once")
         parts = [text]
         for mark in _MARKS:
             *before, last = parts
             if mark not in last:
-                raise self._refused("does not render the messages in order")
+                raise self._rejected("does not render the messages in order")
             parts = [*before, *last.split(mark)]
-        head, answer, back, other, again, prompt = parts
+        head, before_reply, before_user, second_reply, second_user, prompt = parts
         if self.system not in head:
-            raise self._refused("drops the system prompt, or sets it elsewhere than before the first message")
-        grown = (self.render(_MARKS[:1]), self.render(_MARKS[:3]))
-        talks = (head + _MARKS[0], head + answer.join(_MARKS[:2]) + back + _MARKS[2])
-        if (answer, back) != (other, again) or any(g != t + prompt for g, t in zip(grown, talks, strict=True)):
-            raise self._refused("does not let a talk grow by appending: what it sets around a message changes later")
-        return replace(self._opened(answer, prompt)._closed(back), head=head)
+            raise self._rejected("drops the system prompt, or does not put it before the first message")
+        rendered = self.render(_MARKS[:1]), self.render(_MARKS[:3])
+        expected = head + _MARKS[0] + prompt, head + before_reply.join(_MARKS[:2]) + before_user + _MARKS[2] + prompt
+        if (before_reply, before_user) != (second_reply, second_user) or rendered != expected:
+            raise self._rejected("is not append-only: the text around a message changes as the dialogue grows")
+        return replace(self._with_reply_start(before_reply, prompt)._with_reply_end(before_user), head=head)
 
-    def _opened(self, answer: str, prompt: str) -> Template:
-        """Tell what opens every reply from what opens the one to come."""
-        common = answer if prompt.startswith(answer) else prompt
-        gap, lead = answer.removeprefix(common), prompt.removeprefix(common)
-        if gap.strip() or not answer.startswith(common):
-            raise self._refused("opens earlier replies in another way than the one to come")
+    def _with_reply_start(self, before_reply: str, prompt: str) -> Template:
+        """Separate the text before every reply from the text before the next one only."""
+        common = before_reply if prompt.startswith(before_reply) else prompt
+        gap, lead = before_reply.removeprefix(common), prompt.removeprefix(common)
+        if gap.strip() or not before_reply.startswith(common):
+            raise self._rejected("begins earlier replies in another way than the next one")
         if self.think and lead.lstrip().startswith(OPEN):
-            return replace(self, answer=common, unused=lead)
+            return replace(self, before_reply=common, think_tag=lead)
         if OPEN in lead and CLOSE not in lead:
-            raise self._refused(f"opens a thought ({OPEN}) before every reply, so the policy must be one that thinks")
-        return replace(self, answer=common, gap=gap, lead=lead)
+            raise self._rejected(f"opens a thought ({OPEN}) before every reply, so it needs a policy that thinks")
+        return replace(self, before_reply=common, gap=gap, lead=lead)
 
-    def _closed(self, back: str) -> Template:
+    def _with_reply_end(self, after_reply: str) -> Template:
         """Find the token that ends a reply."""
-        rest = back.lstrip()
+        rest = after_reply.lstrip()
         added = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
         close = max((token for token in added if token.strip() and rest.startswith(token)), key=len, default="")
         if not close:
-            raise self._refused(
-                "does not close a reply with a token of its own, so nobody could tell where a sampled reply ends; "
-                "a chat_template that sets the end-of-text token behind every reply would do"
+            raise self._rejected(
+                "does not end a reply with a token of its own, so the end of a sampled reply cannot be recognised; "
+                "use a chat_template that puts the end-of-text token after every reply"
             )
-        return replace(self, tail=back[: len(back) - len(rest)], close=close, back=rest[len(close) :])
+        tail = after_reply[: len(after_reply) - len(rest)]
+        return replace(self, tail=tail, close=close, before_user=rest[len(close) :])
 
-    def _refused(self, why: str) -> RlverError:
-        return RlverError(f"{name_of(self.tokenizer)}: its chat template {why}.")
+    def _rejected(self, why: str) -> RlverError:
+        return RlverError(f"{tokenizer_name(self.tokenizer)}: its chat template {why}.")
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, system: str, think: bool) -> Template:
-    """Read the chat template of a tokenizer around a system prompt.
+    """Read the chat template of a tokenizer.
 
-    A template that has no place for a system prompt, or one that moves as the talk grows, gets it at the beginning of
-    the first user message.
+    If the template has no place for a system prompt, or moves it as the dialogue grows, the prompt becomes the
+    beginning of the first user message.
+
+    Args:
+        system: the system prompt.
+        think: whether the policy writes its thoughts before each reply.
 
     Raises:
-        RlverError: there is no template, or none that a talk can grow in by appending.
+        RlverError: there is no template, or it is not append-only.
     """
     if not tokenizer.chat_template:
         raise RlverError(
-            f"{name_of(tokenizer)}: its tokenizer has no chat template, so nobody can talk with it; take the chat or "
-            "instruct version of the model, or put a chat_template.jinja into its folder."
+            f"{tokenizer_name(tokenizer)}: its tokenizer has no chat template, so it cannot hold a dialogue; use the "
+            "chat or instruct version of the model, or put a chat_template.jinja into its folder."
         )
     system = system.strip()
     try:
-        return Template(tokenizer, system, think, folded=False).read()
+        return Template(tokenizer, system, think, system_in_user=False).read()
     except RlverError:
-        return Template(tokenizer, system, think, folded=True).read()
+        return Template(tokenizer, system, think, system_in_user=True).read()
 
 
-def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What people know a tokenizer by."""
+def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name or path of a tokenizer, for error messages."""
     return str(tokenizer.name_or_path or type(tokenizer).__name__)

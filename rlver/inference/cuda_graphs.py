@@ -1,8 +1,10 @@
-"""Decoding steps as CUDA graphs: a step launches hundreds of small kernels, and a GPU is done with them sooner than
-Python can ask for them. A recorded step is launched at once.
+"""Decoding steps as CUDA graphs.
 
-A recording holds for one number of rows and of visible slots, so both are rounded up. The rows that nobody needs write
-to the last slot, which no query sees.
+A step launches hundreds of small kernels, and a GPU finishes them sooner than Python can launch them. A recorded step
+is launched at once.
+
+A recording holds for one number of rows and of visible slots, so both are rounded up. The surplus rows write to the
+last slot, which no query sees.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ import torch
 from torch import Tensor
 
 Forward = Callable[[Tensor, Tensor, int], Tensor]
-"""From one token, (A, 1), at its position, (A, 1), of each of the first A rows, with so many slots visible, to its
-hidden states (A, hidden)."""
+"""Maps one token (A, 1) of each of the first A rows, its position (A, 1), and the number of visible slots to hidden
+states (A, hidden)."""
 Replay = Callable[[], Tensor]
 Record = Callable[[Replay], Replay]
 
 _ROWS = 8
 _SLOTS = 256
-_WORTH = 3
-"""Steps of the same size from which on recording pays: it costs about three itself."""
+_RECORD_AFTER = 3
+"""The n-th step of a size is recorded, because recording costs about as much as n steps."""
 
 
 def rounded_rows(count: int) -> int:
-    """The rows that a step over so many is recorded for."""
+    """The number of rows in the recording of a step over `count` rows."""
     return 1 << (count - 1).bit_length() if count < _ROWS else -(-count // _ROWS) * _ROWS
 
 
@@ -40,9 +42,9 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    """Does decoding steps, those of a size that comes again from a recording.
+    """Runs decoding steps, and replays a recording for sizes that recur.
 
-    What is recorded reads weights and cache where they lie: `forget` when one of them has moved.
+    A recording reads weights and cache at their addresses. Call `clear` when one of them has moved.
     """
 
     def __init__(self, forward: Forward, recorder: Callable[[], Record] | None = None) -> None:
@@ -50,24 +52,28 @@ class DecodeGraphs:
         self._forward = forward
         self._recorder = recorder or CudaRecorder
         self._possible = True
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop all recordings."""
         self._recorded: dict[tuple[int, int], _Recorded] = {}
-        self._asked: Counter[tuple[int, int]] = Counter()
+        self._requested: Counter[tuple[int, int]] = Counter()
         self._record = self._recorder()
 
     def step(self, tokens: Tensor, positions: Tensor, visible: int, slots: int) -> Tensor:
-        """Hidden states (A, hidden) of `forward`, valid until the next step; the cache has room for `rounded_rows`.
+        """Hidden states (A, hidden) of `forward`, valid until the next step.
 
         Args:
-            slots: of each row of the cache; the last one is written for nobody.
+            tokens: (A, 1). The cache must have `rounded_rows(A)` rows.
+            positions: (A, 1).
+            visible: number of slots that queries may see.
+            slots: number of slots of each row; the last one is scratch space.
         """
         count = len(tokens)
         size = rounded_rows(count), min(-(-visible // _SLOTS) * _SLOTS, slots)
-        self._asked[size] += 1
-        if size not in self._recorded and (self._asked[size] < _WORTH or not self._start(size, tokens, slots)):
+        self._requested[size] += 1
+        too_rare = self._requested[size] < _RECORD_AFTER
+        if size not in self._recorded and (too_rare or not self._try_recording(size, tokens, slots)):
             return self._forward(tokens, positions, visible)
         recorded = self._recorded[size]
         recorded.tokens[:count] = tokens
@@ -75,8 +81,8 @@ class DecodeGraphs:
         recorded.positions[count:] = slots - 1
         return recorded.replay()[:count]
 
-    def _start(self, size: tuple[int, int], like: Tensor, slots: int) -> bool:
-        """Record a step of this size. Returns whether that is possible; a model that cannot be recorded never is."""
+    def _try_recording(self, size: tuple[int, int], like: Tensor, slots: int) -> bool:
+        """Record a step of this size. Returns False if the model cannot be recorded, and then never tries again."""
         if not self._possible:
             return False
         rows, visible = size
@@ -93,23 +99,23 @@ class DecodeGraphs:
 
 
 class CudaRecorder:
-    """Records what functions do on the GPU; all its recordings share the memory of what does not leave them."""
+    """Records functions as CUDA graphs. All its recordings share the memory of their intermediate results."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
     def __call__(self, run: Replay) -> Replay:
-        """Returns what does the same again with a single launch, over the same tensors.
+        """Record `run`. Returns a function that does the same over the same tensors with a single launch.
 
         Raises:
-            RuntimeError: something in it waits for the GPU, or does not fit into its memory.
+            RuntimeError: `run` waits for the GPU, or does not fit into its memory.
         """
         here, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         self._stream.wait_stream(here)
-        # Not `torch.cuda.graph`: it gives all free memory back first, which then is slowly taken again.
+        # `torch.cuda.graph` would first return all free memory to the driver, and allocating it again is slow.
         with torch.cuda.stream(self._stream):
-            run()  # libraries set themselves up at the first call, which cannot be recorded
+            run()  # libraries initialise themselves at the first call, which cannot be recorded
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 out = run()

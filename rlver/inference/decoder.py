@@ -1,23 +1,19 @@
-"""What differs between architectures when the decoder is driven by hand: attention masks and the way to logits."""
+"""What differs between architectures when code outside the model drives its decoder: masks, positions and logits."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, finfo, nn, tanh, where
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlver.core.errors import RlverError
 
-# On a GPU, cuDNN's attention is planned anew for every shape, and those of dialogues hardly ever come twice.
-torch.backends.cuda.enable_cudnn_sdp(False)
-
 SLIDING = "sliding_attention"
 LAYERS = {"full_attention", SLIDING}
-"""Kinds of layers that `attention_mask` knows."""
+"""Kinds of layers that `attention_mask` supports."""
 
 
 def make_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """(..., vocabulary) logits of last hidden states (..., hidden), as the model's own forward pass makes them."""
+    """Logits (..., vocabulary) of last hidden states (..., hidden), as the model's own forward pass computes them."""
     config = model.config
     logits: Tensor = model.get_output_embeddings()(hidden)
     if scale := getattr(config, "logit_scale", None):  # Cohere
@@ -29,26 +25,31 @@ def make_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits
 
 
-def attention_mask(model: PreTrainedModel, seen: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
-    """What a decoder takes as `attention_mask`, for all kinds of its layers.
+def attention_mask(
+    model: PreTrainedModel, visible: Tensor, queries: Tensor, keys: Tensor
+) -> Tensor | dict[str, Tensor]:
+    """The `attention_mask` argument of a decoder, for all kinds of its layers.
 
     Args:
-        seen: (A, n, m) whether a query may see a key where attention reaches all the way back.
+        visible: (A, n, m) whether a query may see a key in a layer with full attention.
         queries: (A, n) positions of the queries.
-        keys: (A, m) or (m,) positions of the keys: layers with a window see only what lies less than it behind.
+        keys: (A, m) or (m,) positions of the keys. Layers with a sliding window see only keys inside the window.
     """
     window = getattr(model.config, "sliding_window", None)
     layers = getattr(model.config, "layer_types", None)
     if not window or (layers and SLIDING not in layers):
-        return _as_taken(model, seen)
-    near = seen & (queries[:, :, None] - keys[..., None, :] < window)
+        return _mask_argument(model, visible)
+    in_window = visible & (queries[:, :, None] - keys[..., None, :] < window)
     if not layers:
-        return _as_taken(model, near)
-    return {"full_attention": _as_taken(model, seen), SLIDING: _as_taken(model, near)}
+        return _mask_argument(model, in_window)
+    return {"full_attention": _mask_argument(model, visible), SLIDING: _mask_argument(model, in_window)}
 
 
 def position_limit(config: PreTrainedConfig) -> int | None:
-    """Most tokens of a context where rotary embeddings change with its length: the cache would hold stale ones."""
+    """Longest context in tokens before rotary embeddings are rescaled; None if they never are.
+
+    Rescaling changes the embeddings of all positions, so keys that are already cached would be stale.
+    """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     limits = [
@@ -60,7 +61,7 @@ def position_limit(config: PreTrainedConfig) -> int | None:
 
 
 def learned_positions(model: PreTrainedModel) -> int | None:
-    """How many positions the model has embeddings of its own for; None if it needs none."""
+    """Number of positions with learned embeddings; None if the model has no learned position embeddings."""
     inputs = model.get_input_embeddings()
     learned = [
         module.num_embeddings - getattr(module, "offset", 0)
@@ -71,20 +72,28 @@ def learned_positions(model: PreTrainedModel) -> int | None:
 
 
 def check_length(model: PreTrainedModel, tokens: int, positions: int | None) -> None:
-    """Raises RlverError where so many tokens are more than the `learned_positions` of the model."""
+    """Check that a dialogue fits into a model.
+
+    Args:
+        tokens: length of the dialogue.
+        positions: the `learned_positions` of the model.
+
+    Raises:
+        RlverError: the dialogue is longer than the learned positions.
+    """
     if positions is not None and tokens > positions:
         raise RlverError(
             f"{model.name_or_path or model.config.model_type}: a dialogue of {tokens} tokens is longer than the "
-            f"{positions} positions that the model has learned; take shorter replies or fewer turns."
+            f"{positions} positions that the model has learned; use shorter replies or fewer turns."
         )
 
 
-def _as_taken(model: PreTrainedModel, seen: Tensor) -> Tensor:
-    """(A, 1, n, m): what is added to the scores; on a GPU booleans for SDPA.
+def _mask_argument(model: PreTrainedModel, visible: Tensor) -> Tensor:
+    """The mask (A, 1, n, m): booleans for SDPA on a GPU, otherwise numbers to add to the attention scores.
 
-    On a CPU, SDPA would make numbers of booleans in every layer again.
+    On a CPU, SDPA would convert booleans to numbers again in every layer.
     """
-    mask = seen[:, None]
+    mask = visible[:, None]
     if model.config._attn_implementation != "eager" and model.device.type != "cpu":
         return mask
     return where(mask, 0.0, finfo(model.dtype).min).to(model.dtype)

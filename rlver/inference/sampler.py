@@ -1,4 +1,4 @@
-"""Forward passes of a causal language model over a batch of dialogues, with the KV cache kept between them."""
+"""Forward passes of a causal language model over a batch of dialogues, with a KV cache that stays between them."""
 
 from __future__ import annotations
 
@@ -9,66 +9,79 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlver.core.errors import RlverError
-from rlver.inference.attention import decoding
+from rlver.inference.attention import decoding, without_cudnn
 from rlver.inference.cores import Cores, equal_parts
 from rlver.inference.cuda_graphs import DecodeGraphs, rounded_rows
 from rlver.inference.decoder import attention_mask, check_length, learned_positions, make_logits, position_limit
-from rlver.inference.kv_cache import CachePass, Places, RaggedCache
+from rlver.inference.kv_cache import CacheView, RaggedCache, RowIndex
 
 _PART = 100_000
-"""Numbers, tokens times the hidden size, from which on a pass is worth a core of its own."""
+"""Size of a forward pass, as tokens times hidden size, that is worth a core of its own."""
 
 
 class Sampler:
-    """Feeds tokens to rows of a cache. Which rows there are and how long they are is the caller's to know."""
+    """Feeds tokens to rows of a KV cache. The caller keeps track of the rows and their lengths."""
 
     def __init__(self, model: PreTrainedModel, cores: Cores | None = None) -> None:
-        """Sample from a model, with these cores of a CPU."""
+        """Sample from a model.
+
+        Args:
+            cores: CPU cores for the forward passes; None leaves the number to torch.
+        """
         self.model = model
         self._cores = cores
-        self._limit = position_limit(model.config)
-        self._positions = learned_positions(model)
+        self._position_limit = position_limit(model.config)
+        self._learned_positions = learned_positions(model)
         self._numbers = torch.arange(0, device=model.device)
         self.cache = RaggedCache()
-        self.graphs = DecodeGraphs(self._one) if model.device.type == "cuda" else None
-        """What decodes faster on a GPU."""
-        self._moves = 0
+        self.graphs = DecodeGraphs(self._decode) if model.device.type == "cuda" else None
+        """Recorded decoding steps; None on a CPU."""
+        self._recorded_at = 0
+        """The cache's number of reallocations when `graphs` was last cleared."""
 
     def clear(self) -> None:
-        """Free the cache. The next dialogues will be about as long as the last, so its rows begin with that length."""
+        """Free the cache. The new one starts with rows of the same length: the next dialogues will be about as long."""
         self.cache = RaggedCache(self.cache.slots)
         if self.graphs:
-            self.graphs.forget()
+            self.graphs.clear()
 
     @torch.inference_mode()
-    def feed(self, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
-        """Write a chunk of tokens to each row, from the given length on; what stood there is forgotten.
+    def feed(self, rows: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
+        """Write a chunk of tokens to each row and compute what comes next.
+
+        Args:
+            rows: A rows of the cache.
+            starts: length of each row before its chunk. Tokens from there on are overwritten.
+            chunks: token ids, at least one for each row.
 
         Returns:
             (A, vocabulary) logits after the last token of each chunk.
+
+        Raises:
+            RlverError: a row becomes longer than the model's positions reach.
         """
         visible = max(start + len(chunk) for start, chunk in zip(starts, chunks, strict=True))
-        self.cache.reserve(max(places) + 1, visible + 1)
-        self._counted(visible)  # before passes side by side ask for them
+        self.cache.reserve(max(rows) + 1, visible + 1)
+        self._arange(visible)  # before passes that run at the same time ask for it
 
-        def fed(part: slice) -> Tensor:
-            return self._feed(places[part], starts[part], chunks[part])
+        def feed_part(part: slice) -> Tensor:
+            return self._feed(rows[part], starts[part], chunks[part])
 
-        parts = self._parts(chunks)
+        parts = self._split(chunks)
         if self._cores is None or len(parts) == 1:
-            return fed(slice(None))
-        return torch.cat(list(self._cores.map(fed, parts)))
+            return feed_part(slice(None))
+        return torch.cat(list(self._cores.map(feed_part, parts)))
 
-    def _parts(self, chunks: Sequence[Sequence[int]]) -> list[slice]:
-        """The rows in parts of equal size that are worth a core each: the same ones on any number of cores."""
+    def _split(self, chunks: Sequence[Sequence[int]]) -> list[slice]:
+        """Equal parts of the rows, each worth a core of its own. They do not depend on the number of cores."""
         if self._cores is None or not self._cores.independent:
             return [slice(None)]
-        numbers = len(chunks) * max(map(len, chunks)) * self.model.config.get_text_config().hidden_size
-        return equal_parts(len(chunks), numbers // _PART)
+        work = len(chunks) * max(map(len, chunks)) * self.model.config.get_text_config().hidden_size
+        return equal_parts(len(chunks), work // _PART)
 
     @torch.inference_mode()
-    def _feed(self, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
-        """The same in one pass."""
+    def _feed(self, rows: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
+        """`feed` as one forward pass, with chunks padded on the right."""
         device = self.model.device
         sizes = torch.tensor([len(chunk) for chunk in chunks])
         ids = torch.zeros((len(chunks), int(sizes.max())), dtype=torch.long)
@@ -78,78 +91,87 @@ class Sampler:
         offsets = torch.arange(ids.shape[1])
         positions = torch.tensor(list(starts))[:, None] + offsets
         written = torch.where(offsets < sizes[:, None], positions, self.cache.slots - 1)
-        rows = torch.tensor(list(places), device=device)
-        first, count = places[0], len(places)
-        read = slice(first, first + count) if list(places) == list(range(first, first + count)) else rows
-        hidden = self._forward(read, rows, ids.to(device), positions.to(device), written.to(device), visible)
+        numbers = torch.tensor(list(rows), device=device)
+        first, count = rows[0], len(rows)
+        adjacent = list(rows) == list(range(first, first + count))
+        index = slice(first, first + count) if adjacent else numbers
+        hidden = self._forward(index, numbers, ids.to(device), positions.to(device), written.to(device), visible)
         return make_logits(self.model, hidden[torch.arange(count, device=device), sizes.to(device) - 1])
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
-        """Feed one token, (A, 1), at its position, (A, 1), to each of the first A rows.
+        """Feed one token to each of the first A rows.
 
         Args:
-            visible: slots that queries may see. Positions beyond are those of rows that nobody needs now.
+            tokens: (A, 1) token ids.
+            positions: (A, 1) position of each token. Idle rows may lie beyond `visible`; their logits mean nothing.
+            visible: number of slots that queries may see.
 
         Returns:
             (A, vocabulary) logits.
+
+        Raises:
+            RlverError: a row becomes longer than the model's positions reach.
         """
         count, cache = len(tokens), self.cache
         if self.graphs is None:
             cache.reserve(count, visible + 1)
-            return make_logits(self.model, self._one(tokens, positions, visible))
+            return make_logits(self.model, self._decode(tokens, positions, visible))
         cache.reserve(rounded_rows(count), visible + 1)
-        if self._moves != cache.moves:
-            self._moves = cache.moves
-            self._counted(max(cache.places, cache.slots))  # which recordings read too
-            self.graphs.forget()
+        if self._recorded_at != cache.reallocations:
+            self._recorded_at = cache.reallocations
+            self._arange(max(cache.rows, cache.slots))  # recordings read it, so it must not move either
+            self.graphs.clear()
         return make_logits(self.model, self.graphs.step(tokens, positions, visible, cache.slots))
 
-    def _one(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
+    def _decode(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
         """Hidden states (A, hidden) of one token of each of the first A rows."""
-        rows = self._counted(len(tokens))[: len(tokens)]
+        count = len(tokens)
+        numbers = self._arange(count)[:count]
         with decoding(self.model, self._cores):
-            return self._forward(slice(0, len(tokens)), rows, tokens, positions, positions, visible)[:, 0]
+            return self._forward(slice(0, count), numbers, tokens, positions, positions, visible)[:, 0]
 
     def _forward(
-        self, places: Places, rows: Tensor, ids: Tensor, positions: Tensor, written: Tensor, visible: int
+        self, rows: RowIndex, numbers: Tensor, ids: Tensor, positions: Tensor, written: Tensor, visible: int
     ) -> Tensor:
-        """Hidden states (A, n, hidden) of new tokens (A, n)."""
-        check_length(self.model, visible, self._positions)
-        if self._limit and visible > self._limit:
+        """Hidden states (A, n, hidden) of new tokens (A, n). See `CacheView` for the arguments."""
+        check_length(self.model, visible, self._learned_positions)
+        if self._position_limit and visible > self._position_limit:
             raise RlverError(
-                f"{self.model.name_or_path}: a dialogue of {visible} tokens is longer than the {self._limit} that its "
-                "position embeddings hold for without being rescaled; take shorter replies or fewer turns."
+                f"{self.model.name_or_path}: a dialogue of {visible} tokens is longer than the {self._position_limit} "
+                "for which its position embeddings need no rescaling; use shorter replies or fewer turns."
             )
-        slots = self._counted(visible)[:visible]
+        slots = self._arange(visible)[:visible]
         mask = attention_mask(self.model, slots <= positions[:, :, None], positions, slots)
-        output = self.model.get_decoder()(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=CachePass(self.cache, places, rows[:, None], written, visible),
-            use_cache=True,
-        )
+        with without_cudnn(self.model.device):
+            output = self.model.get_decoder()(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=CacheView(self.cache, rows, numbers[:, None], written, visible),
+                use_cache=True,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _counted(self, count: int) -> Tensor:
-        """The numbers from 0 on, at least so many."""
+    def _arange(self, count: int) -> Tensor:
+        """The numbers 0, 1, 2, ..., at least `count` of them, on the model's device."""
         if len(self._numbers) < count or self._numbers.device != self.model.device:
             self._numbers = torch.arange(2 * count, device=self.model.device)
         return self._numbers
 
 
 def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """A token for each row of logits, and its log-prob under the distribution that it was drawn from.
+    """Draw a token for each row of logits.
 
     Args:
         logits: (A, vocabulary).
-        uniforms: (A, 1) numbers in [0, 1): the token is where the cumulative distribution passes its number.
-        temperature: > 0 divides the logits; 0 takes the likeliest token.
+        uniforms: (A, 1) numbers in [0, 1). A row takes the token at which its cumulative distribution exceeds the
+            number.
+        temperature: > 0 divides the logits; 0 takes the most likely token.
 
     Returns:
-        both (A, 1).
+        The tokens (A, 1), and the log-probability (A, 1) of each under the distribution that it was drawn from.
     """
     scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
     probabilities = torch.softmax(scaled, dim=-1)

@@ -11,32 +11,32 @@ from rlver.core.dialogue import Dialogue, Reply, TokenRecord
 from rlver.core.errors import RlverError
 from rlver.core.profile import Language
 from rlver.inference.chat_format import ChatFormat
-from rlver.inference.chat_template import name_of
+from rlver.inference.chat_template import tokenizer_name
 from rlver.inference.cores import Cores
 from rlver.inference.engines.base import Engine, Sampling
-from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.inference.exactness import check_model
 from rlver.policies.prompts import prompt_hash, system_prompt
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Ids at which the model's own generation would stop, one or several."""
+    """Ids at which the model's own generation config stops."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else [int(end) for end in ends]
 
 
 @dataclass
 class _Conversation:
-    """What the engine holds of a dialogue."""
+    """The engine's conversation that belongs to a dialogue."""
 
     engine: Engine
     number: int
     turns: int = 0
-    """Turns whose replies it has sampled."""
+    """Number of turns whose replies the engine has sampled."""
     open: bool = True
 
     def end(self) -> None:
-        """Free it, once."""
+        """End the conversation. The second call does nothing."""
         if self.open:
             self.open = False
             self.engine.end(self.number)
@@ -51,11 +51,12 @@ class LocalPolicy:
     Args:
         spec: the name under which results are kept.
         max_tokens: largest number of tokens of one reply, thinking included. A longer reply is cut.
-        engine: what samples; by default the built-in engine.
-        cores: CPU cores that the built-in engine computes with.
+        engine: samples the replies; by default the built-in engine.
+        cores: CPU cores of the built-in engine.
 
     Raises:
-        RlverError: tokenizer and model do not belong together, or the model cannot be sampled from exactly.
+        RlverError: tokenizer and model do not fit, the chat template is not append-only, or the model cannot be sampled
+            from exactly.
     """
 
     def __init__(
@@ -72,16 +73,16 @@ class LocalPolicy:
         cores: Cores | None = None,
     ) -> None:
         self.model = model
-        known = model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > known:
+        embeddings = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > embeddings:
             raise RlverError(
-                f"{name_of(tokenizer)}: this tokenizer has {len(tokenizer)} entries, but the model knows {known}; "
-                "they do not belong together."
+                f"{tokenizer_name(tokenizer)}: this tokenizer has {len(tokenizer)} entries, but the model has only "
+                f"{embeddings}; use the tokenizer that belongs to the model."
             )
         self.chat = ChatFormat(tokenizer, system_prompt(language, think), think, end_tokens(model))
         if engine is None:
             check_model(model)
-        self.engine = engine or LocalEngine(model, cores)
+        self.engine = engine or BuiltInEngine(model, cores)
         self.spec = spec
         self.think = think
         self.prompt_hash = prompt_hash(language, think)
@@ -90,7 +91,7 @@ class LocalPolicy:
         self._conversations: WeakKeyDictionary[Dialogue, _Conversation] = WeakKeyDictionary()
 
     async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
-        """See `Policy.reply`. Replies that are asked for at the same time are sampled together."""
+        """See `Policy.reply`. Replies that are requested at the same time are sampled together."""
         conversation = self._conversation(dialogue)
         context, new = self._context(dialogue, conversation)
         sampling = Sampling(self.temperature, self.max_tokens, frozenset(self.chat.stops))
@@ -101,7 +102,7 @@ class LocalPolicy:
         return Reply.parse(self.chat.decode(ids), self.think, tokens)
 
     async def update_weights(self) -> None:
-        """Let the engine sample from the present weights of the model. See `Engine.update_weights`."""
+        """Let the engine sample from the model's current weights. See `Engine.update_weights`."""
         await self.engine.update_weights(self.model)
 
     async def close(self) -> None:
@@ -118,11 +119,11 @@ class LocalPolicy:
         return self._conversations[dialogue]
 
     def _context(self, dialogue: Dialogue, conversation: _Conversation) -> tuple[list[int], list[int]]:
-        """The ids that the engine holds of a dialogue, and those that it has not read yet, before the lead."""
+        """Ids of a dialogue up to the next reply without the lead: those that the engine holds, and the new ones."""
         messages = dialogue.messages()
         last = dialogue.turns[-1].tokens if dialogue.turns else None
         if last is None or conversation.turns != len(dialogue.turns):
-            # A new dialogue, or one that somebody else has begun.
+            # A new dialogue, or one in which something else has replied before.
             self.engine.rewind(conversation.number, 0)
             ids = self.chat.opening(messages[0].content)
             for reply, utterance in zip(messages[1::2], messages[2::2], strict=True):
@@ -131,7 +132,7 @@ class LocalPolicy:
         context = last.context_ids
         new = self.chat.reply(messages[-2].content) if self.think else self.chat.closed(last.token_ids)
         if self.think or last.lead:
-            # Later turns see the reply alone, so the engine goes back to before what led to it.
+            # Later turns see the reply without thought and lead, so the engine goes back to before the lead.
             self.engine.rewind(conversation.number, len(context))
             read = 0
         else:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rlver.core.dialogue import Dialogue, TokenRecord
-from rlver.inference.encoding import common_beginning
+from rlver.inference.encoding import common_prefix
 
 TRUNK = -1
 """The branch number of tokens in the trunk."""
@@ -205,7 +205,7 @@ def find_prefix(openings: Sequence[list[int]], tokens: int, device: torch.device
     """
     shortest = min(map(len, openings))
     rows = [tuple(row[:shortest]) for row in openings]
-    depths = [len(common_beginning(neighbours)) for neighbours in pairwise(sorted(rows))]
+    depths = [len(common_prefix(neighbours)) for neighbours in pairwise(sorted(rows))]
     # In sorted order, a row that shares at least `depth` ids with the row before it needs no prefix of its own.
     saved = {depth: depth * sum(other >= depth for other in depths) for depth in depths}
     depth = max(saved, key=saved.__getitem__, default=0)

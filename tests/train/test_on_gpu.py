@@ -11,7 +11,7 @@ from toys import LINES, algos, fresh, lines, quick
 
 from rlver.inference.cuda_graphs import DecodeGraphs
 from rlver.inference.engines.base import Sampled, Sampling
-from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.rollout import run as drive
 from rlver.rollout import together
 from rlver.train.models.optimizer import MasterAdamW
@@ -20,7 +20,7 @@ from rlver.train.runs.training_run import run
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def replies(engine: LocalEngine, words: Any, count: int) -> list[Sampled]:
+def replies(engine: BuiltInEngine, words: Any, count: int) -> list[Sampled]:
     """Conversations of two turns, sampled together; lengths differ."""
     sampling = Sampling(max_tokens=40, temperature=1.0, stop=frozenset({words.eos_token_id}))
 
@@ -38,7 +38,7 @@ def replies(engine: LocalEngine, words: Any, count: int) -> list[Sampled]:
 @pytest.mark.parametrize("count", [1, 6, 11])
 def test_cuda_graphs_sample_what_plain_steps_do(words: Any, count: int) -> None:
     model = fresh(words).to("cuda")
-    plain, recorded = LocalEngine(model), LocalEngine(model)
+    plain, recorded = BuiltInEngine(model), BuiltInEngine(model)
     plain._sampler.graphs = None
     expected = replies(plain, words, count)
     found = replies(recorded, words, count)

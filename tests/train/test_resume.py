@@ -80,7 +80,7 @@ def killed(config: TrainConfig, base: Path, folder: Path, resume: bool, module: 
     child = os.fork()
     if child == 0:
         signal.alarm(120)
-        cores._FOUND = 1  # the threads of OpenMP do not survive a fork; on one core numbers are the same
+        cores._AVAILABLE = 1  # the threads of OpenMP do not survive a fork; on one core numbers are the same
         setattr(module, name, dead)
         try:
             run(config, base, folder, resume=resume)

@@ -1,1 +1,1 @@
-"""What samples tokens for a policy, in this process or behind a server; `engines.base` says what an engine can do."""
+"""Engines sample tokens for a policy, in this process or on a server. `engines.base` defines their interface."""

@@ -1,4 +1,4 @@
-"""What every rollout engine can do: hold conversations as token ids, and sample replies."""
+"""The interface of every rollout engine: hold conversations as token ids, and sample replies."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class Sampling(NamedTuple):
     """How replies are drawn."""
 
     temperature: float
-    """> 0 divides the logits; 0 takes the likeliest token."""
+    """> 0 divides the logits; 0 takes the most likely token."""
     max_tokens: int
-    """Most tokens of a reply."""
+    """Largest number of tokens of a reply."""
     stop: frozenset[int]
-    """Ids that end a reply; the one that did is its last."""
+    """Ids that end a reply. The reply includes the one that ended it."""
 
 
 class Sampled(NamedTuple):
-    """A reply."""
+    """A sampled reply."""
 
     ids: list[int]
-    """Exact token ids, the stop token included if one was sampled."""
+    """Exact token ids, including the stop token if one was sampled."""
     logprobs: list[float]
-    """Log probability of each under the distribution that it was drawn from (after temperature)."""
+    """Log-probability of each id under the distribution that it was drawn from (after temperature)."""
 
 
 class Engine(Protocol):
-    """Samples replies for conversations that grow by appending. One engine serves everybody who shares its model.
+    """Samples replies for conversations that grow by appending. All policies that share a model can share an engine.
 
     A conversation is a number. It holds the tokens that were given and those that were sampled, except the last token
     of a reply. That one begins the next chunk, because the caller decides whether the reply stays in the context.
@@ -40,8 +40,11 @@ class Engine(Protocol):
         """Begin a conversation without tokens."""
 
     def reply(self, conversation: int, chunk: Sequence[int], seed: int, sampling: Sampling) -> Awaitable[Sampled]:
-        """Append a chunk of at least one id and sample a reply. The draws depend on the seed, not on other
-        conversations.
+        """Append a chunk to a conversation and sample a reply.
+
+        Args:
+            chunk: at least one token id.
+            seed: decides the draws, together with the conversation. Other conversations have no influence.
 
         Raises:
             CallFailed: there is no reply. The conversation is unchanged, and other conversations may succeed.
@@ -49,16 +52,16 @@ class Engine(Protocol):
         """
 
     def rewind(self, conversation: int, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Forget all but the first `length` tokens of a conversation."""
 
     def end(self, conversation: int) -> None:
-        """Forget a conversation. Its number is not valid any more."""
+        """Forget a conversation. Its number becomes invalid."""
 
     async def update_weights(self, model: PreTrainedModel) -> None:
-        """Sample from these weights from now on. To be called after every update of the model, between batches.
+        """Sample from these weights from now on. Call it after every update of the model, between batches.
 
         Raises:
-            RlverError: the engine could not take them.
+            RlverError: the engine could not load them.
         """
 
     async def close(self) -> None:

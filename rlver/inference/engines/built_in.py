@@ -1,12 +1,12 @@
 """The built-in engine: continuous batching over one ragged KV cache.
 
-Requests that wait for a reply share one event loop. The engine decodes one token for all of them, lets every task that
+Requests that wait for a reply share one event loop. The engine decodes one token for each of them, lets every task that
 has its reply go on, and decodes the next token. So embedded users react between two tokens, and users behind an
-endpoint answer while others generate. The schedule depends on nothing but the order of the requests.
+endpoint answer while other dialogues generate. The schedule depends on nothing but the order of the requests.
 
-A reply begins with a forward pass over the new tokens, which costs about as much as a decoding step of the whole batch.
-So requests wait until their rows, taken together, have idled through as many steps as there are rows. From then on
-waiting would cost more than it saves. Requests that end together therefore go on together.
+A reply begins with a forward pass over its new tokens, which costs about as much as a decoding step of the whole batch.
+So requests wait until their rows, taken together, have idled through as many steps as there are rows. Waiting longer
+would cost more than it saves. Requests that end together therefore go on together.
 """
 
 from __future__ import annotations
@@ -21,88 +21,88 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rlver.inference.cores import Cores
-from rlver.inference.encoding import common_beginning
 from rlver.inference.engines.base import Sampled, Sampling
+from rlver.inference.engines.prefix_reuse import NewConversation, share_prefixes
+from rlver.inference.engines.rows import Conversation, Rows
 from rlver.inference.sampler import Sampler, choose
 
-_SHARED = 16
-"""Tokens that conversations must have in common at their beginning for it to pay to encode them once."""
-_SPARSE = 0.75
-"""Share of rows at work among those that are computed below which they move together."""
-_NOWHERE = -1
-
-
-@dataclass(eq=False)
-class _Talk:
-    """A conversation, or an empty seat if it has ended."""
-
-    place: int = _NOWHERE
-    length: int = 0
-    head: Sequence[int] = ()
-    """What it began with, for others that begin with the same."""
-    ended: bool = False
+_COMPACT_BELOW = 0.75
+"""Share of active rows among the computed ones below which the active rows move together."""
 
 
 @dataclass(eq=False)
 class _Request:
-    talk: _Talk
+    number: int
+    """The conversation's number, which orders the replies of a step."""
+    conversation: Conversation
     chunk: Sequence[int]
     start: int
     """Length of the conversation before the chunk."""
     uniforms: Tensor
-    """(max_tokens,) token k of the reply is drawn with the k-th number."""
+    """(max_tokens,) numbers in [0, 1). The k-th draws the k-th token of the reply."""
     sampling: Sampling
     reply: asyncio.Future[Sampled]
-    conversation: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     done: bool = False
 
 
-class LocalEngine:
-    """Samples from a model of this process, whose weights it shares. See `Engine` for its methods.
+class BuiltInEngine:
+    """Samples from a model in this process and shares its weights. See `Engine` for its methods.
 
-    The cache has as many rows as conversations have been open at once, as long as the longest of them.
+    The cache has as many rows as conversations have been open at once, each as long as the longest of them.
     """
 
     def __init__(self, model: PreTrainedModel, cores: Cores | None = None) -> None:
-        """Sample from a model, with these cores of a CPU."""
+        """Sample from a model.
+
+        Args:
+            cores: CPU cores for the forward passes; None leaves the number to torch.
+        """
         self.steps = 0
-        """Steps so far: rounds in which everybody at work got one token."""
+        """Number of steps so far. A step decodes one token for every active request."""
         self._sampler = Sampler(model, cores)
-        self._talks: dict[int, _Talk] = {}
+        self._rows = Rows(self._sampler)
+        self._conversations: dict[int, Conversation] = {}
         self._opened = 0
-        self._seats: list[_Talk] = []
-        """Who is at each place of the cache; who has ended stays there until somebody needs the place."""
         self._waiting: list[_Request] = []
-        self._working: list[_Request] = []
-        self._idled = 0
+        """Requests whose chunks are not encoded yet."""
+        self._active: list[_Request] = []
+        """Requests whose replies are being decoded."""
+        self._idle_steps = 0
+        """Sum over the waiting requests of the steps that they have waited."""
         self._scheduled = False
         self._tokens: Tensor
+        """(rows, 1) last token of each row, the input of the next step."""
         self._positions: Tensor
+        """(rows, 1) position of that token."""
+        self._uniforms: Tensor
+        """(rows, max_tokens + 1) see `_Request.uniforms`."""
         self._drawn: Tensor
-        self._going: Tensor
-        self._seat()
+        """(rows, 1) number of tokens that are already drawn."""
+        self._increments: Tensor
+        """(rows, 1) 1 in rows of active requests, 0 in idle rows."""
+        self._prepare_decoding()
 
     def open(self) -> int:
         """See `Engine.open`."""
         self._opened += 1
-        self._talks[self._opened] = _Talk()
+        self._conversations[self._opened] = Conversation()
         return self._opened
 
     async def reply(self, conversation: int, chunk: Sequence[int], seed: int, sampling: Sampling) -> Sampled:
         """See `Engine.reply`.
 
         Raises:
-            ValueError: replies at another temperature are under way.
+            ValueError: replies at another temperature are being sampled.
         """
-        others = self._waiting or self._working
+        others = self._waiting or self._active
         if others and others[0].sampling.temperature != sampling.temperature:
             raise ValueError("replies that are sampled together must have the same temperature")
-        talk = self._talks[conversation]
+        target = self._conversations[conversation]
         uniforms = torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed))
         future: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
-        request = _Request(talk, chunk, talk.length, uniforms, sampling, future, conversation)
+        request = _Request(conversation, target, chunk, target.length, uniforms, sampling, future)
         self._waiting.append(request)
         self._schedule()
         try:
@@ -113,13 +113,13 @@ class LocalEngine:
 
     def rewind(self, conversation: int, length: int) -> None:
         """See `Engine.rewind`."""
-        talk = self._talks[conversation]
-        talk.length, talk.head = length, talk.head[:length]
+        target = self._conversations[conversation]
+        target.length, target.prefix = length, target.prefix[:length]
 
     def end(self, conversation: int) -> None:
-        """See `Engine.end`. When no conversation is left, the cache is freed, unless another one begins at once."""
-        self._talks.pop(conversation).ended = True
-        if self._talks:
+        """See `Engine.end`. The cache is freed after the last conversation, unless another begins at once."""
+        self._conversations.pop(conversation).ended = True
+        if self._conversations:
             return
         try:
             asyncio.get_running_loop().call_soon(self.clear)
@@ -128,19 +128,18 @@ class LocalEngine:
 
     def clear(self) -> None:
         """Free the cache. Does nothing while a conversation is open."""
-        if not self._talks:
-            self._seats = []
-            self._sampler.clear()
+        if not self._conversations:
+            self._rows.clear()
 
     async def update_weights(self, model: PreTrainedModel) -> None:
-        """See `Engine.update_weights`. The weights are shared: only what was computed from the old ones must go."""
+        """See `Engine.update_weights`. The weights are shared, so only the cache of the old ones must go."""
         self.clear()
 
     async def close(self) -> None:
-        """There are no connections."""
+        """See `Engine.close`. There are no connections."""
 
     def _schedule(self) -> None:
-        """Take a step as soon as all tasks that can go on have done so."""
+        """Take a step after all tasks that can go on have done so."""
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._advance)
@@ -148,7 +147,7 @@ class LocalEngine:
     def _advance(self) -> None:
         """Take a step and hand out the replies that it completed, those of older conversations first."""
         self._scheduled = False
-        requests = [*self._working, *self._waiting]
+        requests = [*self._active, *self._waiting]
         if not requests:
             return
         try:
@@ -158,156 +157,92 @@ class LocalEngine:
                 if not request.reply.done():
                     request.reply.set_exception(error)
             return
-        for request in sorted(requests, key=lambda request: request.conversation):
+        for request in sorted(requests, key=lambda request: request.number):
             if request.done and not request.reply.done():
                 request.reply.set_result(Sampled(request.ids, request.logprobs))
-        if self._working or self._waiting:
+        if self._active or self._waiting:
             self._schedule()
 
     def _withdraw(self, request: _Request) -> None:
         """Forget a request whose task was cancelled or failed."""
         self._waiting = [other for other in self._waiting if other is not request]
-        self._working = [other for other in self._working if other is not request]
-        request.talk.length = request.start
-        self._seat()
+        self._active = [other for other in self._active if other is not request]
+        request.conversation.length = request.start
+        self._prepare_decoding()
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """One more token for everybody at work, after others have joined them if it pays."""
+        """Decode one token for every active request, after waiting ones have joined if that pays."""
         self.steps += 1
-        self._idled += len(self._waiting)
-        if self._waiting and (not self._working or self._idled >= len(self._waiting) + len(self._working)):
+        self._idle_steps += len(self._waiting)
+        if self._waiting and (not self._active or self._idle_steps >= len(self._waiting) + len(self._active)):
             self._admit()
-        elif len(self._working) <= _SPARSE * len(self._tokens):
-            self._arrange([request.talk for request in self._working])
-            self._seat()
-        if self._working:
+        elif len(self._active) <= _COMPACT_BELOW * len(self._tokens):
+            self._rows.compact([request.conversation for request in self._active])
+            self._prepare_decoding()
+        if self._active:
             self._decode()
 
     def _admit(self) -> None:
-        """Encode what waits, and draw the first token of each reply."""
-        joining, self._waiting, self._idled = self._waiting, [], 0
-        donor = min((talk for talk in self._seats if talk.length), key=lambda talk: talk.ended, default=None)
-        self._arrange([request.talk for request in (*self._working, *joining)])
-        fresh = [request for request in joining if not request.talk.length]
-        self._share(fresh, donor)
-        self._share_whole(fresh)
-        rests = [request.chunk[request.talk.length - request.start :] for request in joining]
-        places, lengths = [r.talk.place for r in joining], [r.talk.length for r in joining]
-        logits = self._sampler.feed(places, lengths, rests)
-        for request in joining:
-            request.talk.length = request.start + len(request.chunk)
-        uniforms = torch.stack([request.uniforms[:1] for request in joining]).to(logits.device)
-        token, logprob = choose(logits, uniforms, joining[0].sampling.temperature)
-        _take(joining, range(len(joining)), token, logprob)
-        self._working += [request for request in joining if not request.done]
-        self._seat()
+        """Encode the chunks of all waiting requests, and draw the first token of each reply."""
+        admitted, self._waiting, self._idle_steps = self._waiting, [], 0
+        encoded = self._rows.find_filled()
+        self._rows.compact([request.conversation for request in (*self._active, *admitted)])
+        new = [NewConversation(r.conversation, r.chunk) for r in admitted if not r.conversation.length]
+        share_prefixes(self._sampler, new, encoded)
+        rests = [request.chunk[request.conversation.length - request.start :] for request in admitted]
+        rows, lengths = [r.conversation.row for r in admitted], [r.conversation.length for r in admitted]
+        logits = self._sampler.feed(rows, lengths, rests)
+        for request in admitted:
+            request.conversation.length = request.start + len(request.chunk)
+        uniforms = torch.stack([request.uniforms[:1] for request in admitted]).to(logits.device)
+        token, logprob = choose(logits, uniforms, admitted[0].sampling.temperature)
+        _append(admitted, range(len(admitted)), token, logprob)
+        self._active += [request for request in admitted if not request.done]
+        self._prepare_decoding()
 
     def _decode(self) -> None:
-        """One token for everybody at work."""
-        visible = 1 + max(request.talk.length for request in self._working)
+        """Decode one token for every active request."""
+        visible = 1 + max(request.conversation.length for request in self._active)
         logits = self._sampler.step(self._tokens, self._positions, visible)
         uniforms = self._uniforms.gather(1, self._drawn)
-        self._tokens, logprob = choose(logits, uniforms, self._working[0].sampling.temperature)
-        self._positions += self._going
-        self._drawn += self._going
-        for request in self._working:
-            request.talk.length += 1
-        _take(self._working, [request.talk.place for request in self._working], self._tokens, logprob)
-        working = [request for request in self._working if not request.done]
-        if len(working) < len(self._working):
-            self._working = working
-            self._going = self._by_place([0] * len(self._tokens), [1] * len(working))
+        self._tokens, logprob = choose(logits, uniforms, self._active[0].sampling.temperature)
+        self._positions += self._increments
+        self._drawn += self._increments
+        for request in self._active:
+            request.conversation.length += 1
+        _append(self._active, [request.conversation.row for request in self._active], self._tokens, logprob)
+        active = [request for request in self._active if not request.done]
+        if len(active) < len(self._active):
+            self._active = active
+            self._increments = self._by_row([0] * len(self._tokens), [1] * len(active))
 
-    def _share(self, fresh: list[_Request], donor: _Talk | None) -> None:
-        """Give fresh conversations the beginning that they share with one that is encoded, or with each other."""
-        if (donor is None or not donor.length) and len(fresh) > 1:
-            common = common_beginning([request.chunk[:-1] for request in fresh])
-            if len(common) >= _SHARED:
-                donor, fresh = fresh[0].talk, fresh[1:]
-                donor.head, donor.length = common, len(common)
-                self._sampler.feed([donor.place], [0], [common])
-        heirs = []
-        for request in fresh:
-            common = common_beginning([request.chunk[:-1], donor.head[: donor.length]]) if donor else ()
-            if len(common) >= _SHARED:
-                request.talk.length = len(common)
-                heirs.append(request.talk)
-            request.talk.head = request.chunk
-        if donor and heirs:
-            used = max(heir.length for heir in heirs)
-            self._sampler.cache.move([donor.place] * len(heirs), [heir.place for heir in heirs], used)
+    def _prepare_decoding(self) -> None:
+        """Set up the inputs of decoding steps: one value for each row up to the last active one.
 
-    def _share_whole(self, fresh: list[_Request]) -> None:
-        """Encode once what several fresh conversations begin with, but for the last token: each wants its logits."""
-        alike: dict[tuple[int, ...], list[_Talk]] = {}
-        for request in fresh:
-            alike.setdefault(tuple(request.chunk[:-1]), []).append(request.talk)
-        rests = [chunk[talks[0].length :] for chunk, talks in alike.items()]
-        if not any(len(r) >= _SHARED and len(talks) > 1 for r, talks in zip(rests, alike.values(), strict=True)):
-            return
-        # Who is alone comes along: whatever is left for all of them is one token.
-        firsts = [(talks[0], rest) for talks, rest in zip(alike.values(), rests, strict=True) if rest]
-        self._sampler.feed([t.place for t, _ in firsts], [t.length for t, _ in firsts], [rest for _, rest in firsts])
-        for chunk, talks in alike.items():
-            for talk in talks:
-                talk.length = len(chunk)
-        heirs = [(talks[0].place, talk.place) for talks in alike.values() for talk in talks[1:]]
-        self._sampler.cache.move([p for p, _ in heirs], [p for _, p in heirs], max(map(len, alike)))
-
-    def _arrange(self, needed: Sequence[_Talk]) -> None:
-        """Bring these to the first places. Who is in the way makes way, and nobody moves without need."""
-        count, seats = len(needed), self._seats
-        seats += [_Talk(ended=True) for _ in range(count - len(seats))]
-        taken = {talk.place for talk in needed}
-        moves: dict[int, int] = {}
-        used = 0
-        free = (place for place in range(count) if place not in taken)
-        for talk in needed:
-            if 0 <= talk.place < count:
-                continue
-            place, left = next(free), talk.place
-            other = seats[place]
-            if left == _NOWHERE and not other.ended:
-                left = next((p for p in range(count, len(seats)) if seats[p].ended), len(seats))
-                seats += [_Talk(ended=True)] * (left == len(seats))
-            if talk.place != _NOWHERE:
-                moves[place], used = talk.place, max(used, talk.length)
-                seats[left] = _Talk(ended=True)
-                # What an ended one left is overwritten.
-                other.length *= not other.ended
-            if not other.ended:
-                moves[left], used = place, max(used, other.length)
-                seats[left].length = 0
-                seats[left], other.place = other, left
-            seats[place], talk.place = talk, place
-        self._sampler.cache.reserve(len(seats), used + 1)
-        if moves:
-            self._sampler.cache.move(list(moves.values()), list(moves), used)
-
-    def _seat(self) -> None:
-        """What a step needs of everybody at work, by place. Whoever rests among them writes behind what counts."""
-        working = self._working
-        count = 1 + max((request.talk.place for request in working), default=-1)
-        self._tokens = self._by_place([0] * count, [request.ids[-1] for request in working])
-        self._positions = self._by_place([t.length for t in self._seats[:count]], [r.talk.length for r in working])
-        self._drawn = self._by_place([0] * count, [len(request.ids) for request in working])
-        self._going = self._by_place([0] * count, [1] * len(working))
-        drawn = {request.talk.place: request.uniforms for request in working}
-        rows = [drawn.get(place, torch.zeros(1)) for place in range(count)]
-        # One column more, for who has just drawn the last number.
+        Idle rows among them write after their last token, where nothing reads.
+        """
+        active = self._active
+        count = 1 + max((request.conversation.row for request in active), default=-1)
+        self._tokens = self._by_row([0] * count, [request.ids[-1] for request in active])
+        self._positions = self._by_row(self._rows.lengths(count), [request.conversation.length for request in active])
+        self._drawn = self._by_row([0] * count, [len(request.ids) for request in active])
+        self._increments = self._by_row([0] * count, [1] * len(active))
+        by_row = {request.conversation.row: request.uniforms for request in active}
+        rows = [by_row.get(row, torch.zeros(1)) for row in range(count)]
+        # One more column, which is read but not used after the last number of a row.
         uniforms = pad_sequence([*rows, torch.zeros(1)], batch_first=True)[:count]
         self._uniforms = torch.nn.functional.pad(uniforms, (0, 1)).to(self._sampler.model.device)
 
-    def _by_place(self, resting: list[int], working: Sequence[int]) -> Tensor:
-        """(places, 1) numbers of those at work, and of those who rest among them."""
-        for request, number in zip(self._working, working, strict=True):
-            resting[request.talk.place] = number
-        return torch.tensor(resting, dtype=torch.long, device=self._sampler.model.device)[:, None]
+    def _by_row(self, defaults: list[int], values: Sequence[int]) -> Tensor:
+        """(rows, 1) the values of the active requests in their rows, and defaults in idle rows."""
+        for request, value in zip(self._active, values, strict=True):
+            defaults[request.conversation.row] = value
+        return torch.tensor(defaults, dtype=torch.long, device=self._sampler.model.device)[:, None]
 
 
-def _take(requests: Sequence[_Request], rows: Sequence[int], token: Tensor, logprob: Tensor) -> None:
-    """Give each request what was drawn in its row; from a GPU it all comes in one transfer."""
+def _append(requests: Sequence[_Request], rows: Sequence[int], token: Tensor, logprob: Tensor) -> None:
+    """Append to each reply the token that was drawn in its row. From a GPU, everything comes in one transfer."""
     ids, logprobs = torch.cat([token.float(), logprob], 1).T.tolist()
     for request, row in zip(requests, rows, strict=True):
         request.ids.append(int(ids[row]))

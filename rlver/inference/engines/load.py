@@ -1,4 +1,4 @@
-"""From a spec to an engine."""
+"""Makes an engine from a spec."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 SERVER_LIMITS = Limits(concurrency=256, timeout=600.0)
-"""A server batches by itself and queues what is too much; loading weights takes time."""
+"""A server batches and queues requests itself. The timeout leaves it time to load weights."""
 
 
 def load_engine(
@@ -28,23 +28,24 @@ def load_engine(
     """The engine that `spec` names: `local`, or a server as `STYLE@URL` or `STYLE:MODEL@URL`.
 
     Args:
-        spec: for example `vllm@http://127.0.0.1:8000/v1`; STYLE is vllm, vllm-lora or sglang, MODEL a name under which
-            the server serves, if it serves several.
-        model: what `local` samples from.
-        weights: folder that the server reads updates from.
+        spec: for example `vllm@http://127.0.0.1:8000/v1`. STYLE is vllm, vllm-lora or sglang. MODEL names one of
+            several models that the server serves.
+        model: the model that `local` samples from.
+        weights: folder from which the server reads updated weights.
 
     Raises:
         RlverError: unknown style, or no usable address.
     """
     if spec == LOCAL:
-        from rlver.inference.engines.built_in import LocalEngine  # torch
+        from rlver.inference.engines.built_in import BuiltInEngine  # imports torch
 
-        return LocalEngine(model)
-    who, _, url = spec.partition("@")
-    style, _, served = who.partition(":")
+        return BuiltInEngine(model)
+    server, _, url = spec.partition("@")
+    style, _, served_model = server.partition(":")
     if style not in STYLES or not url:
         raise RlverError(
-            f"engine {spec}: say {LOCAL}, or a server as STYLE@URL with STYLE {', '.join(STYLES)}; for example "
+            f"engine {spec}: use {LOCAL}, or a server as STYLE@URL with STYLE {', '.join(STYLES)}; for example "
             "vllm@http://127.0.0.1:8000/v1."
         )
-    return ServerEngine(LLM(parse_endpoint(f"openai:{served or style}@{url}"), limits), style, served, weights)
+    llm = LLM(parse_endpoint(f"openai:{served_model or style}@{url}"), limits)
+    return ServerEngine(llm, style, served_model, weights)
