@@ -1,10 +1,11 @@
-"""From what people type after `--policy` to a policy."""
+"""Makes a policy from a spec, as it is typed after `--policy`, or from a Python object."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -13,25 +14,26 @@ from rlver.core.interfaces import Policy
 from rlver.core.profile import Language
 from rlver.llm import LLM, parse_endpoint
 from rlver.llm.endpoint import is_endpoint
+from rlver.policies.callable import CallablePolicy, ReplyFunction
 from rlver.policies.human import HumanPolicy
 from rlver.policies.remote import RemotePolicy
 from rlver.policies.scripted import SCRIPTED_NAMES, ScriptedPolicy
 
-FOLDER_FILE = "rlver.json"
-"""A trained folder says in this file what it was trained for."""
+POLICY_FILE = "rlver.json"
+"""File in a trained policy's folder that says how the policy was trained."""
 
 
-class FolderNote(BaseModel):
-    """What `rlver.json` of a policy folder says; fields that are not listed here are let pass."""
+class PolicyInfo(BaseModel):
+    """The fields of `rlver.json` that sampling needs. Others are ignored."""
 
     think: bool = False
     """Whether the policy writes `<think>...</think>` before each reply."""
     language: Language | None = None
-    """The language that it was trained in; None means any."""
+    """Language of the training; None means any."""
     max_tokens: int = Field(default=256, ge=1)
-    """Most tokens of one reply in training."""
+    """Largest number of tokens of one reply in training."""
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Of sampling in training."""
+    """Sampling temperature in training."""
 
 
 def load_policy(
@@ -45,20 +47,23 @@ def load_policy(
     device: str = "auto",
     connect: Callable[[str], LLM] | None = None,
 ) -> Policy:
-    """The policy that `spec` names: `scripted:NAME`, `human`, a folder with a model (`FOLDER`, `hf:FOLDER`), or a
-    model behind an endpoint (`openai:MODEL@BASE_URL`, `any:PROVIDER/MODEL`).
+    """The policy that `spec` names.
 
     Args:
-        think: think before each reply; None takes what the folder's `rlver.json` says, else no thinking. Scripted
-            and human policies never think.
-        max_tokens: most tokens of one reply of a model, thinking included; None takes what `rlver.json` says.
-        temperature: of a model's sampling, 0 takes the likeliest token; None takes what `rlver.json` says.
-        top_p: of the sampling of a model behind an endpoint; None leaves it to the endpoint.
-        device: where a model in a folder computes; see `load_model`.
+        spec: `scripted:NAME`, `human`, a folder with a model (`FOLDER`, `hf:FOLDER`), or a model behind an endpoint
+            (`openai:MODEL@BASE_URL`, `any:PROVIDER/MODEL`).
+        think: whether the policy thinks before each reply; None takes the value in the folder's `rlver.json`, or else
+            False. Scripted and human policies never think.
+        max_tokens: largest number of tokens of a model's reply, thinking included; None takes the value in
+            `rlver.json`, or leaves it to the endpoint.
+        temperature: of a model's sampling. 0 takes the most likely token. None as for `max_tokens`.
+        top_p: nucleus sampling of a model behind an endpoint; None leaves it to the endpoint.
+        device: of a model in a folder; see `load_model`.
         connect: makes the client of an endpoint; by default one without a cache.
 
     Raises:
-        RlverError: unknown script, no such folder, no usable model in it, one for another language, or no such device.
+        RlverError: the script, the folder or the device does not exist, or the folder holds no usable model or one for
+            another language.
     """
     kind, _, name = spec.partition(":")
     if kind == "scripted":
@@ -72,38 +77,75 @@ def load_policy(
         )
     folder = Path(name if kind == "hf" else spec)
     if not folder.is_dir():
-        others = ", no scripted:NAME, no openai:MODEL@BASE_URL and not human."
-        hint = f"; did you mean scripted:{spec}?" if spec in SCRIPTED_NAMES else others
-        raise RlverError(f"{spec}: this is no folder{hint}")
-    note = read_note(folder)
-    if note.language not in (None, language):
-        raise RlverError(f"{folder}: this policy was trained in {note.language!r}, but {language!r} is asked for.")
+        hint = "use scripted:NAME, human, openai:MODEL@BASE_URL, any:PROVIDER/MODEL or a folder with a model."
+        if spec in SCRIPTED_NAMES:
+            hint = f"did you mean scripted:{spec}?"
+        raise RlverError(f"{spec}: there is no such policy folder; {hint}")
+    info = read_policy_info(folder)
+    if info.language not in (None, language):
+        raise RlverError(
+            f"{folder}: this policy was trained in the language {info.language!r}, not in {language!r}; choose another "
+            "policy or language."
+        )
 
     from rlver.inference.model_folder import load_model
-    from rlver.policies.local import LocalPolicy  # torch, which the other policies do without
+    from rlver.policies.local import LocalPolicy  # imports torch, which the other policies do without
 
     model, tokenizer = load_model(folder, device)
     return LocalPolicy(
         model,
         tokenizer,
         language,
-        think=note.think if think is None else think,
+        think=info.think if think is None else think,
         spec=spec,
-        max_tokens=note.max_tokens if max_tokens is None else max_tokens,
-        temperature=note.temperature if temperature is None else temperature,
+        max_tokens=info.max_tokens if max_tokens is None else max_tokens,
+        temperature=info.temperature if temperature is None else temperature,
     )
 
 
-def read_note(folder: Path) -> FolderNote:
-    """What a policy folder says of itself; the defaults if it says nothing. Raises RlverError for a broken file."""
-    path = folder / FOLDER_FILE
+def as_policy(
+    policy: str | Policy | ReplyFunction, language: Language, *, think: bool | None = None, **options: Any
+) -> Policy:
+    """The policy that a spec, a policy object or a function stands for.
+
+    Args:
+        policy: a spec for `load_policy`, an object with the members of `Policy`, or a function for `CallablePolicy`.
+        language: of the policy that a spec names.
+        think: of the policy that a spec names, or whether the function's replies contain `<think>...</think>`.
+        options: of `load_policy`.
+
+    Raises:
+        RlverError: it is none of these, or see `load_policy`.
+    """
+    if isinstance(policy, str):
+        return load_policy(policy, language, think=think, **options)
+    if hasattr(policy, "reply") and not isinstance(policy, type):
+        missing = [name for name in ("spec", "think", "prompt_hash") if not hasattr(policy, name)]
+        if missing:
+            raise RlverError(f"policy {policy!r}: a policy object also needs {', '.join(missing)}; see Policy.")
+        return cast(Policy, policy)
+    if callable(policy) and not isinstance(policy, type):
+        return CallablePolicy(policy, think=bool(think))
+    raise RlverError(
+        f"policy {policy!r}: a policy is a spec such as scripted:hedge, an object with an async method reply, or a "
+        "function from messages to a string."
+    )
+
+
+def read_policy_info(folder: Path) -> PolicyInfo:
+    """The content of `rlver.json` in a policy folder. Defaults apply if there is no such file.
+
+    Raises:
+        RlverError: the file is broken.
+    """
+    path = folder / POLICY_FILE
     if not path.is_file():
-        return FolderNote()
+        return PolicyInfo()
     try:
-        return FolderNote.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return PolicyInfo.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        what = str(error)
+        reason = str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
-            what = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise RlverError(f"{path}: cannot be read as the note of a policy folder ({what}).") from None
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise RlverError(f"{path}: not a valid description of a policy ({reason}).") from None

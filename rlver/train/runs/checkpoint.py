@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlver.core.errors import RlverError
 from rlver.inference.model_folder import ADAPTER_WEIGHTS, has_adapters, load_adapter
-from rlver.policies.load import FOLDER_FILE
+from rlver.policies.load import POLICY_FILE
 from rlver.policies.local import end_tokens
 from rlver.train.models.critic import AdapterCritic, Critic
 from rlver.train.runs.run_folder import atomic_folder, remove
@@ -52,7 +52,7 @@ def write_policy(
     model.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)  # saving an adapter does not include it
     tokenizer.save_pretrained(folder)
-    (folder / FOLDER_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / POLICY_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def generation_config(

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from rlver.core.errors import RlverError
 from rlver.inference.model_folder import ADAPTER_CONFIG, load_model
-from rlver.policies.load import FOLDER_FILE, read_note
+from rlver.policies.load import POLICY_FILE, read_policy_info
 from rlver.train.runs.card import Results, Subject, model_card, own_results, read_results
 from rlver.train.runs.checkpoint import write_policy
 from rlver.train.runs.run_folder import atomic_folder, read_json
@@ -48,8 +48,8 @@ def export(
     adapter = (source.policy / ADAPTER_CONFIG).is_file()
     if kind == "adapter" and not adapter:
         raise RlverError(f"{source.policy}: holds a whole model and no adapter; leave out --format adapter.")
-    read_note(source.policy)  # raises if the file is broken
-    facts = read_json(source.policy / FOLDER_FILE)
+    read_policy_info(source.policy)  # raises if the file is broken
+    facts = read_json(source.policy / POLICY_FILE)
     measured: Results | None = read_results(results, source.policy) if results else own_results(source.run, facts)
     with atomic_folder(out) as part:
         if kind == "adapter":
