@@ -92,13 +92,13 @@ def decoding(model: PreTrainedModel, cores: Cores | None = None) -> Iterator[Non
 
 
 @contextmanager
-def without_cudnn(device: torch.device) -> Iterator[None]:
+def without_cudnn(device: torch.device | str) -> Iterator[None]:
     """Keep PyTorch's attention off cuDNN while the block runs. On a CPU this does nothing.
 
     cuDNN plans a kernel for every new shape, and the shapes of dialogues rarely repeat. A block that trains must cover
     the backward pass too, because gradient checkpointing computes attention again there.
     """
-    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
+    if torch.device(device).type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
         yield
         return
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -22,8 +22,8 @@ _GRANULARITY = 256
 """Rows grow by multiples of this many slots, because growing copies the whole cache."""
 
 _ALIGNMENT = 64
-"""Memory starts at a multiple of this many bytes, as PyTorch's does, because the last bit of a matrix product may depend
-on it."""
+"""Memory starts at a multiple of this many bytes, as PyTorch's does. The last bit of a matrix product may depend on
+it."""
 
 
 def rounded(slots: int) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 
+from rlver.inference.attention import without_cudnn
 from rlver.inference.cores import Cores
 from rlver.inference.decoder import attention_mask, make_logits, position_limit
 from rlver.train.batch import Batch, Prefix, Sample, collate, micro_batches
@@ -203,9 +204,10 @@ def map_batches(
         return compute(batch).cpu().split([len(samples[i].trained) for i in part])
 
     results: list[Tensor] = [torch.empty(0)] * len(samples)
-    for part, tensors in zip(parts, cores.map(compute_part, parts), strict=True):
-        for i, tensor in zip(part, tensors, strict=True):
-            results[i] = tensor
+    with without_cudnn(device):
+        for part, tensors in zip(parts, cores.map(compute_part, parts), strict=True):
+            for i, tensor in zip(part, tensors, strict=True):
+                results[i] = tensor
     return results
 
 
@@ -221,7 +223,8 @@ def accumulate_gradients(
     parts are computed in parallel.
     """
     if not cores.side_by_side:
-        return [compute(part, Tensor.backward) for part in parts]
+        with without_cudnn(parameters[0].device):
+            return [compute(part, Tensor.backward) for part in parts]
 
     def compute_apart(part: Part) -> tuple[Result, list[tuple[Tensor | None, ...]]]:
         gradients: list[tuple[Tensor | None, ...]] = []
