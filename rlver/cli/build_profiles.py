@@ -17,24 +17,33 @@ from rlver.core.profile import ChatIntention, Intention
 
 
 def build(
-    model: Annotated[str, typer.Option("--model", help="Who writes: openai:MODEL@BASE_URL or any:PROVIDER/MODEL.")],
-    out: Annotated[Path, typer.Option("--out", help="JSONL file; what is there already is kept, and the rest added.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="How many profiles the file is to hold.")] = 100,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="SPEC", help="The model that writes: openai:MODEL@BASE_URL or any:PROVIDER/MODEL."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write. Profiles that it already holds are kept.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of profiles that the file shall hold in the end.")] = 100,
     language: LanguageOption = "en",
     scenario: Annotated[
-        Literal["support", "chat"], typer.Option(help="Emotional support, or a chit chat without trouble.")
+        Literal["support", "chat"], typer.Option(help="support: emotional support; chat: small talk without a problem.")
     ] = "support",
     intention: Annotated[
-        list[str] | None, typer.Option(help="Only these hidden intentions; default: all of the scenario, in turn.")
+        list[str] | None,
+        typer.Option(help="Hidden intention; repeat the option for several.  [default: all of the scenario, in turn]"),
     ] = None,
-    topic: Annotated[list[str] | None, typer.Option(help="Only these topics; default: the built-in ones.")] = None,
+    topic: Annotated[
+        list[str] | None, typer.Option(help="Topic; repeat the option for several.  [default: the built-in ones]")
+    ] = None,
     sentences: Annotated[
-        Path | None, typer.Option(help="Text file of sentences to start from, one a line; default: built-in titles.")
+        Path | None,
+        typer.Option(help="Text file of sentences that stories start from, one per line.  [default: built-in titles]"),
     ] = None,
     traits: Annotated[
-        Path | None, typer.Option(help="Text file of traits, one a line; default: built-in ones.")
+        Path | None, typer.Option(help="Text file of character traits, one per line.  [default: built-in ones]")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the writing.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature of the writing.")] = 1.0,
     seed: SeedOption = 0,
     concurrency: ConcurrencyOption = 8,
     per_minute: RateOption = None,
@@ -42,11 +51,13 @@ def build(
     attempts: AttemptsOption = 6,
     cache: CacheOption = None,
 ) -> None:
-    """Let a language model write new profiles from drawn ingredients, and check each: form, length, language, that the
-    hidden intention is there and not given away, and that the story is not almost another one.
+    """Let a language model write new profiles, and check each of them.
 
-    Run it again to go on where it stopped; profiles that failed are tried again. Other ingredients or another model
-    ask for another file.
+    Ingredients (intention, topic, traits, a sentence) are drawn at random. The checks cover form, length and language,
+    that the story shows the hidden intention without naming it, and that the story is new.
+
+    Run the same command again to continue after a failure or an interruption. Other ingredients or another model need
+    another file.
 
     Example:
 
@@ -85,7 +96,7 @@ def build(
         lock = FileLock(out.with_name(out.name + ".lock"))
         lock.acquire(timeout=0)
     except Timeout:
-        raise RlverError(f"{out}: another process is writing there.") from None
+        raise RlverError(f"{out}: another process is writing this file.") from None
     with lock:
         _same_ingredients(out, made_with)
         _cut_torn_line(out)
@@ -94,7 +105,7 @@ def build(
         left = [recipe for i in range(n) if profile_id(ingredients, recipe := draw(ingredients, i)) not in have]
         connections.check()
         failed: list[str] = []
-        with out.open("a", encoding="utf-8") as file, Steps("profiles") as steps:
+        with out.open("a", encoding="utf-8") as file, Steps("Profiles") as steps:
 
             def keep(profile: Profile) -> None:
                 known.add(profile)
@@ -111,10 +122,12 @@ def build(
                 steps.update(len(have) + len(failed), n, f"{len(failed)} failed" if failed else "")
 
             run(closing(for_each(left, work, concurrency), llm))
-    typer.echo(f"{out}: {len(have)} of {n} profiles.")
+    typer.echo(f"{out}: holds {len(have)} of {n} profiles.")
     if failed:
         first = failed[0].rstrip(".")
-        raise RlverError(f"{len(failed)} profiles could not be made (the first: {first}); run the same again to retry.")
+        raise RlverError(
+            f"{len(failed)} profiles could not be written (the first: {first}); run the same command again to retry."
+        )
 
 
 def _intentions(scenario: str, wanted: list[str] | None) -> tuple[Intention | ChatIntention, ...]:
@@ -128,25 +141,25 @@ def _intentions(scenario: str, wanted: list[str] | None) -> tuple[Intention | Ch
 def _lines(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
-    found = tuple(line.strip() for line in read_file(path).splitlines() if line.strip())
-    if not found:
-        raise RlverError(f"{path}: no lines in this file.")
-    return found
+    lines = tuple(line.strip() for line in read_file(path).splitlines() if line.strip())
+    if not lines:
+        raise RlverError(f"{path}: this file has no lines.")
+    return lines
 
 
 def _same_ingredients(out: Path, now: dict[str, object]) -> None:
-    """Note beside the file what its profiles are made of; refuse another recipe."""
+    """Write beside the file how its profiles are made. Raises RlverError if it was started otherwise."""
     note = out.with_name(out.name + ".config.json")
     if note.exists() and out.exists() and out.stat().st_size:
         was = json.loads(note.read_text(encoding="utf-8"))
         changed = [f"{key} was {was.get(key)!r} and is {now[key]!r}" for key in now if was.get(key) != now[key]]
         if changed:
-            raise RlverError(f"{out}: was made otherwise ({'; '.join(changed)}); take another --out.")
+            raise RlverError(f"{out}: was started with other settings ({'; '.join(changed)}); choose another --out.")
     note.write_text(json.dumps(now, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _cut_torn_line(out: Path) -> None:
-    """Drop a last line that a kill cut off."""
+    """Drop an incomplete last line that a killed process left."""
     if out.exists():
         whole = out.read_bytes().rfind(b"\n") + 1
         with out.open("r+b") as file:

@@ -49,7 +49,7 @@ class Table:
         """Add a row. Control characters are taken out of strings."""
         if len(cells) != len(self.columns):
             raise ValueError(f"a row of {len(cells)} cells does not fit {len(self.columns)} columns")
-        self.rows.append([cell if isinstance(cell, Text) else Text(plain(" ".join(cell.split("\n")))) for cell in cells])
+        self.rows.append([cell if isinstance(cell, Text) else Text(plain(cell.replace("\n", " "))) for cell in cells])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """What `rich` calls to print the table."""
@@ -60,14 +60,12 @@ class Table:
             yield Text(plain(self.caption), style="dim", overflow="ignore")
 
     def _lines(self, width: int) -> Iterator[Text]:
-        columns, widths = list(range(len(self.columns))), self._natural_widths()
-        gap = _GAP if sum(widths) + len(_GAP) * (len(columns) - 1) <= width else _NARROW_GAP
-        need = self._crop_texts(columns, widths, gap, width)
+        columns = list(range(len(self.columns)))
+        widths, gap, need = self._fit(columns, width)
         stacked = next((i for i in columns if self.columns[i].kind == "name"), None) if need > width else None
         if stacked is not None:
             columns.remove(stacked)
-            widths = self._natural_widths()
-            self._crop_texts(columns, widths, gap, width - len(_GAP))
+            widths, gap, _ = self._fit(columns, width - len(_GAP))
         headings = [Text(column.heading, style="bold") for column in self.columns]
         lead = _GAP if stacked is not None else ""
         if any(column.heading for column in self.columns):
@@ -81,16 +79,19 @@ class Table:
                 yield _whole(row[stacked])
             yield self._line(row, columns, widths, gap, lead)
 
-    def _natural_widths(self) -> list[int]:
-        """Cells that each column takes if nothing is cropped."""
-        return [
+    def _fit(self, columns: Sequence[int], width: int) -> tuple[list[int], str, int]:
+        """The width of every column, the gap between columns, and the width that these columns need together.
+
+        Narrows the gap first and then the widest texts, until the columns fit into `width` or no text is left.
+        """
+        widths = [
             max([cell_len(column.heading), *(row[i].cell_len for row in self.rows)])
             for i, column in enumerate(self.columns)
         ]
-
-    def _crop_texts(self, columns: Sequence[int], widths: list[int], gap: str, width: int) -> int:
-        """Take away from the widest texts until the columns fit, and return the width that they need then."""
-        need = sum(widths[i] for i in columns) + len(gap) * (len(columns) - 1)
+        need = sum(widths[i] for i in columns) + len(_GAP) * (len(columns) - 1)
+        if need <= width:
+            return widths, _GAP, need
+        need -= (len(_GAP) - len(_NARROW_GAP)) * (len(columns) - 1)
         texts = [i for i in columns if self.columns[i].kind == "text"]
         while need > width and texts:
             widest = max(texts, key=widths.__getitem__)
@@ -98,7 +99,7 @@ class Table:
                 break
             widths[widest] -= 1
             need -= 1
-        return need
+        return widths, _NARROW_GAP, need
 
     def _line(self, row: Sequence[Text], columns: Sequence[int], widths: Sequence[int], gap: str, lead: str) -> Text:
         line = Text(lead)
