@@ -144,8 +144,8 @@ def main() -> None:
     print(f"longest chain as the server measured it: {longest:.2f} s; wall = {wall / longest:.3f} x that")
     print(f"client CPU {together['cpu_ms_per_call']:.2f} ms per call; target {TARGET_CPU}")
     print(
-        f"one call after another: {each:.2f} s per dialogue (measured on {options.one_by_one}), {each * count:.0f} s for "
-        f"all {count}, {each * count / wall:.0f} times as long"
+        f"one call after another: {each:.2f} s per dialogue (measured on {options.one_by_one}), {each * count:.0f} s "
+        f"for all {count}, {each * count / wall:.0f} times as long"
     )
     if "long" in results:
         long = results["long"]

@@ -1,4 +1,4 @@
-"""`rlver bench`: how well do policies do with users that they never trained with?"""
+"""`rlver bench`: how well do policies support users that they were not trained with?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlver.cli.connect import (
+    CACHE_HELP,
     AttemptsOption,
-    CacheOption,
     ConcurrencyOption,
     Connections,
     EndpointPanel,
@@ -18,13 +18,16 @@ from rlver.cli.connect import (
     RateOption,
     TimeoutOption,
 )
+from rlver.cli.console import show
 from rlver.cli.options import (
+    PHRASING_HELP,
     DeviceOption,
     JsonOption,
     LanguageOption,
     PresetOption,
     ProfilesOption,
     SeedOption,
+    UserOption,
     UserTypeOption,
 )
 from rlver.core.errors import RlverError
@@ -33,12 +36,12 @@ from rlver.users.embedded.speech import Phrasing
 if TYPE_CHECKING:
     from rlver.evaluation.results import BenchmarkResults
 
-JudgePanel = "How a language model as user judges"
+JudgePanel = "How a user that is a language model judges"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command("bench")(bench)
+    app.command("bench", rich_help_panel="Evaluate")(bench)
 
 
 def bench(
@@ -46,97 +49,105 @@ def bench(
         list[str],
         typer.Option(
             "--policy",
-            help="Who answers: a folder with a model, scripted:NAME, openai:MODEL@BASE_URL, any:PROVIDER/MODEL, or "
-            "human; give it again to compare several.",
+            metavar="SPEC",
+            help="The policy, which replies to the users: a folder with a model, scripted:NAME, openai:MODEL@BASE_URL, "
+            "any:PROVIDER/MODEL, or human. Repeat the option to compare several.",
         ),
     ],
-    user: Annotated[
-        str,
-        typer.Option(
-            "--user",
-            help="Who feels and judges: embedded (or vanilla, challenging: the embedded user of that type), "
-            "openai:MODEL@BASE_URL, any:PROVIDER/MODEL, or human.",
-        ),
-    ] = "embedded",
+    user: UserOption = "embedded",
     user_type: UserTypeOption = "vanilla",
     language: LanguageOption = "en",
     preset: PresetOption = "sage",
     profiles: ProfilesOption = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Take the first N profiles only.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N profiles only.")] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Dialogues per profile.")] = 1,
     seed: SeedOption = 0,
     think: Annotated[
         bool | None,
-        typer.Option("--think/--no-think", help="Let models think first; default: as they were trained."),
+        typer.Option("--think/--no-think", help="Let models think before they reply.  [default: as they were trained]"),
     ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
             min=0.0,
-            help="Of a model's sampling, 0 takes the likeliest token; default: as in training, or the endpoint's own.",
+            help="Sampling temperature of the policies; 0 takes the most probable token.  [default: as in training, or "
+            "the default of the endpoint]",
         ),
     ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Most tokens of one reply, thinking included; default: as in training, or the endpoint's own."
+            min=1,
+            help="Token limit of a reply and its thinking.  [default: as in training, or the default of the endpoint]",
         ),
     ] = None,
-    phrasing: Annotated[
-        Phrasing, typer.Option(help="Whether embedded users speak with sentences held out of training or with its own.")
-    ] = "heldout",
+    phrasing: Annotated[Phrasing, typer.Option(help=PHRASING_HELP)] = "heldout",
     batch: Annotated[
-        int, typer.Option(min=1, help="Dialogues that a local model answers at once; results do not depend on it.")
+        int, typer.Option(min=1, help="Dialogues that a local model plays at once. Results do not depend on it.")
     ] = 64,
     device: DeviceOption = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for logs and results; default: runs/bench/TIME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for logs and results.  [default: runs/bench/TIME]")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the benchmark in --out; what failed is played again.")
+        bool, typer.Option("--resume", help="Continue the benchmark in --out. Failed dialogues are played again.")
     ] = False,
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model that judges in the place of the one that speaks; several make an ensemble.",
+            metavar="SPEC",
+            help="A model that judges in place of the one that speaks. Repeat the option for an ensemble.",
             rich_help_panel=JudgePanel,
         ),
     ] = None,
     votes: Annotated[
-        int, typer.Option(min=1, help="Verdicts of each judge; the median counts.", rich_help_panel=JudgePanel)
+        int,
+        typer.Option(min=1, help="Verdicts of each judge on a reply. The median counts.", rich_help_panel=JudgePanel),
     ] = 1,
     judge_temperature: Annotated[
-        float, typer.Option(min=0.0, help="Of the verdicts.", rich_help_panel=JudgePanel)
+        float, typer.Option(min=0.0, help="Sampling temperature of the verdicts.", rich_help_panel=JudgePanel)
     ] = 0.0,
     concurrency: ConcurrencyOption = 32,
     per_minute: RateOption = None,
     timeout: TimeoutOption = 90.0,
     attempts: AttemptsOption = 6,
     deadline: Annotated[
-        float, typer.Option(min=1.0, help="Seconds that one dialogue may take.", rich_help_panel=EndpointPanel)
+        float,
+        typer.Option(min=1.0, help="Seconds until a dialogue counts as failed.", rich_help_panel=EndpointPanel),
     ] = 900.0,
-    cache: CacheOption = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help=f"{CACHE_HELP}  [default: cache.sqlite in --out]", rich_help_panel=EndpointPanel),
+    ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=1.0, help="Nucleus sampling of policies behind endpoints.", rich_help_panel=EndpointPanel
+            min=0.0,
+            max=1.0,
+            help="Nucleus sampling (top-p) of policies behind endpoints.",
+            rich_help_panel=EndpointPanel,
         ),
     ] = None,
     prices: PricesOption = None,
     as_json: JsonOption = False,
     groups: Annotated[
-        bool, typer.Option("--groups", help="Also print intervals per hidden intention and character type.")
+        bool,
+        typer.Option("--groups", help="Also print a table by hidden intention and character type, with intervals."),
     ] = False,
-    matrix: Annotated[bool, typer.Option("--matrix", help="Also print which acts each policy does for whom.")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Also print which acts each policy performs for which intention.")
+    ] = False,
 ) -> None:
     """Benchmark one or several policies and print one table.
 
-    The first of several policies is the base: the fluency check is set so that 95 % of its replies pass. Every
-    dialogue is written down as soon as it is over: after a failure or a kill, --resume goes on.
+    Each policy plays a dialogue with every profile. The final emotion of the simulated user is the score (0-100).
+
+    The first of several policies is the base: the fluency check is calibrated so that 95 % of its replies pass.
+    Every dialogue is written to a log as soon as it ends. After a failure or an interruption --resume continues.
 
     Examples:
 
       rlver bench --policy scripted:generic --policy scripted:hedge --policy scripted:oracle
 
-      rlver bench --policy runs/demo/base --policy runs/demo/trained --repeats 3 --matrix
+      rlver bench --policy runs/demo/turn/base --policy runs/demo/turn/policy --repeats 3 --matrix
 
       rlver bench --policy openai:gpt-4.1 --user openai:deepseek-chat@https://api.deepseek.com --out runs/gpt
 
@@ -157,7 +168,7 @@ def bench(
     from rlver.users.load import load_user
 
     if resume and out is None:
-        raise RlverError("--resume: say with --out which benchmark to go on with.")
+        raise RlverError("--resume needs --out, which names the folder of the benchmark to continue.")
     rules = get_preset(preset)
     chosen = load_profiles(language, profiles)
     if n is not None and n > len(chosen):
@@ -216,22 +227,19 @@ def bench(
 
 
 def _show(results: BenchmarkResults, groups: bool, matrix: bool) -> None:
-    from rich.console import Console
-
     from rlver.evaluation.report import groups_table, intention_table, matrix_table, score_table
 
-    console = Console()
-    console.print(score_table(results.policies, f"{results.user}, preset {results.preset}, seed {results.seed}"))
-    console.print(intention_table(results.policies))
+    title = f"Users: {results.user}, preset {results.preset}, seed {results.seed}"
+    show(score_table(results.policies, title), "", intention_table(results.policies), "")
     for result in results.policies:
         unscored = [f"{count} {why} ({why.meaning})" for why, count in result.stops.items() if not why.scored]
         if unscored:
-            typer.echo(f"Not scored with {result.policy}: {'; '.join(unscored)}")
+            show(f"Not scored with {result.policy}: {'; '.join(unscored)}")
         if result.usage:
             tokens = [f"{s}: {t.calls:,} answers, {t.input:,} + {t.output:,} tokens" for s, t in result.usage.items()]
             cost = "unknown" if result.cost is None else f"${result.cost:.4f}"
-            typer.echo(f"Used with {result.policy}: {'; '.join(tokens)}; cost {cost}")
+            show(f"Used with {result.policy}: {'; '.join(tokens)}; cost {cost}")
         if groups:
-            console.print(groups_table(result))
+            show(groups_table(result), "")
         if matrix:
-            console.print(matrix_table(result))
+            show(matrix_table(result), "")

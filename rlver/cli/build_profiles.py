@@ -17,23 +17,31 @@ from rlver.core.profile import ChatIntention, Intention
 
 
 def build(
-    model: Annotated[str, typer.Option("--model", help="Writing model: openai:MODEL@BASE_URL or any:PROVIDER/MODEL.")],
-    out: Annotated[Path, typer.Option("--out", help="JSONL file to write; profiles that it already holds are kept.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="Number of profiles that the file will hold.")] = 100,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="SPEC", help="The model that writes: openai:MODEL@BASE_URL or any:PROVIDER/MODEL."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write. Profiles that it already holds are kept.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of profiles that the file shall hold in the end.")] = 100,
     language: LanguageOption = "en",
     scenario: Annotated[
-        Literal["support", "chat"], typer.Option(help="Emotional support, or chit-chat without any trouble.")
+        Literal["support", "chat"], typer.Option(help="support: emotional support; chat: small talk without a problem.")
     ] = "support",
     intention: Annotated[
-        list[str] | None, typer.Option(help="Use only these hidden intentions; default: all of the scenario, in turn.")
+        list[str] | None,
+        typer.Option(help="Hidden intention; repeat the option for several.  [default: all of the scenario, in turn]"),
     ] = None,
-    topic: Annotated[list[str] | None, typer.Option(help="Use only these topics; default: the built-in ones.")] = None,
+    topic: Annotated[
+        list[str] | None, typer.Option(help="Topic; repeat the option for several.  [default: the built-in ones]")
+    ] = None,
     sentences: Annotated[
         Path | None,
-        typer.Option(help="Text file of sentences to start from, one per line; default: built-in titles."),
+        typer.Option(help="Text file of sentences that stories start from, one per line.  [default: built-in titles]"),
     ] = None,
     traits: Annotated[
-        Path | None, typer.Option(help="Text file of traits, one per line; default: built-in ones.")
+        Path | None, typer.Option(help="Text file of character traits, one per line.  [default: built-in ones]")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature of the writing.")] = 1.0,
     seed: SeedOption = 0,
@@ -43,11 +51,13 @@ def build(
     attempts: AttemptsOption = 6,
     cache: CacheOption = None,
 ) -> None:
-    """Let a language model write new profiles from random ingredients, and check each: its form, length and language,
-    whether the story fits the hidden intention without giving it away, and whether it nearly repeats another story.
+    """Let a language model write new profiles, and check each of them.
 
-    Run the same command again to continue after an interruption or to retry profiles that failed. Use another file for
-    other ingredients or another model.
+    Ingredients (intention, topic, traits, a sentence) are drawn at random. The checks cover form, length and language,
+    that the story shows the hidden intention without naming it, and that the story is new.
+
+    Run the same command again to continue after a failure or an interruption. Other ingredients or another model need
+    another file.
 
     Example:
 

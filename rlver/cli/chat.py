@@ -12,6 +12,7 @@ from rlver.cli.options import (
     PresetOption,
     ProfilesOption,
     UserOption,
+    UserTypeOption,
 )
 from rlver.core.errors import RlverError
 
@@ -27,24 +28,31 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
+    user: UserOption = "embedded",
+    user_type: UserTypeOption = "vanilla",
     language: LanguageOption = "en",
-    user: UserOption = "vanilla",
     preset: PresetOption = "sage",
     profile: Annotated[
-        str | None, typer.Option("--profile", help="Id of the user to talk with; default: one is drawn.")
+        str | None, typer.Option("--profile", help="Id of the profile to talk with.  [default: drawn at random]")
     ] = None,
     profiles: ProfilesOption = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Draws the user and what they say; default: by chance.")
+        int | None,
+        typer.Option("--seed", min=0, help="Seed of the profile and of what the user says.  [default: random]"),
     ] = None,
 ) -> None:
-    """Answer a simulated user. At the end (or at Ctrl-D) you see the emotion, the reasons, and what the user wanted.
+    """Answer a simulated user yourself.
+
+    At the end (or when you leave with /quit or Ctrl-D) you see the emotion after each of your replies, the reasons in
+    words, and what the user wanted.
 
     Examples:
 
       rlver chat
 
       rlver chat --user challenging --seed 7
+
+      rlver chat --user openai:qwen3@http://localhost:8000/v1
 
       rlver chat --language zh --profile zh-benchmark-2507-0000-...
     """
@@ -54,48 +62,54 @@ def chat(
     from rlver.core.emotion import get_preset
     from rlver.core.seeds import derive
     from rlver.evaluation.profiles import find_profile, load_profiles
-    from rlver.policies.human import QUIT, HumanPolicy
-    from rlver.rollout import Rollout, lead, run
-    from rlver.users.embedded.user import EmbeddedUser
+    from rlver.policies.human import HELP, QUIT, HumanPolicy
+    from rlver.rollout import Rollout, closing, lead, run
+    from rlver.users.load import load_user
 
     rules = get_preset(preset)
     if seed is None:
         seed = random.randrange(1_000_000)
     if profile is None:
-        who = random.Random(seed).choice(load_profiles(language, profiles))
+        chosen = random.Random(seed).choice(load_profiles(language, profiles))
     else:
-        who = find_profile(profile, profiles)
-        if who.language != language:
-            raise RlverError(f"{profile}: this user speaks {who.language!r}; say --language {who.language}.")
+        chosen = find_profile(profile, [profiles] if profiles else ())
+        if chosen.language != language:
+            raise RlverError(f"{profile}: this user speaks {chosen.language!r}; add --language {chosen.language}.")
+    if user == "human":
+        raise RlverError("--user human: you are the one who replies; choose another user.")
+    simulated_user = load_user(user, language, user_type=user_type)
 
     console = Console()
     console.print(
-        f"Somebody in trouble talks to you: {rules.replies} replies at most, {QUIT} or Ctrl-D to leave (seed {seed}).",
+        f"A person in trouble talks to you. You have up to {rules.replies} replies. {HELP} explains the commands, {QUIT} "
+        f"or Ctrl-D leaves (seed {seed}).",
         style="dim",
         highlight=False,
     )
-    dialogue = Dialogue(who, rules)
-    rollout = Rollout(dialogue, EmbeddedUser(language, user), derive(seed, "user", 0), derive(seed, "policy", 0))
+    dialogue = Dialogue(chosen, rules)
+    rollout = Rollout(dialogue, simulated_user, derive(seed, "user", 0), derive(seed, "policy", 0))
     try:
-        run(lead(rollout, HumanPolicy(console)))
+        run(closing(lead(rollout, HumanPolicy(console)), simulated_user))
     except KeyboardInterrupt:
         console.print()
     _debrief(dialogue, console)
 
 
 def _debrief(dialogue: Dialogue, console: Console) -> None:
-    """Show what the talk looked like from inside."""
+    """Show how each reply was received, and what the user wanted."""
     from rich.text import Text
 
-    from rlver.evaluation.report import reasons_table
+    from rlver.evaluation.report import reasons_text
     from rlver.text.plain import plain
 
     last = dialogue.turns[-1].reaction if dialogue.turns else None
     if dialogue.stop is not None and last is not None:
         console.print(Text.assemble(("\nUser: ", "bold cyan"), plain(last.utterance), "\n"))
     if dialogue.turns:
-        console.print(reasons_table(dialogue.turns))
-    meaning = dialogue.stop.meaning if dialogue.stop else "you left the talk"
+        console.print(reasons_text(dialogue.turns, dialogue.preset.start, dialogue.profile.language))
+    if dialogue.error:
+        console.print(Text.assemble(("Failed: ", "bold red"), plain(dialogue.error)))
+    meaning = dialogue.stop.meaning if dialogue.stop else "you left the dialogue"
     lines = {
         "End": meaning,
         "Emotion": f"{dialogue.preset.start:.0f} -> {dialogue.emotion:.0f}",

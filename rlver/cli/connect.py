@@ -1,4 +1,4 @@
-"""Options about endpoints that several commands share, and the clients that come of them."""
+"""Options for endpoints that several commands share, and the clients made from them."""
 
 from __future__ import annotations
 
@@ -12,42 +12,41 @@ import typer
 from rlver.llm import LLM, Limits, parse_endpoint
 from rlver.llm.answer_cache import Cache
 
-EndpointPanel = "Models behind endpoints (keys come from the environment only)"
+EndpointPanel = "Models behind endpoints (API keys are read from the environment)"
 
 ConcurrencyOption = Annotated[
-    int, typer.Option("--concurrency", min=1, help="Calls to an endpoint at once.", rich_help_panel=EndpointPanel)
+    int, typer.Option("--concurrency", min=1, help="Concurrent calls to an endpoint.", rich_help_panel=EndpointPanel)
 ]
 RateOption = Annotated[
     int | None,
-    typer.Option("--per-minute", min=1, help="Most calls to an endpoint a minute.", rich_help_panel=EndpointPanel),
+    typer.Option(
+        "--per-minute", min=1, help="Limit of calls to an endpoint per minute.", rich_help_panel=EndpointPanel
+    ),
 ]
 TimeoutOption = Annotated[
     float,
-    typer.Option("--timeout", min=0.1, help="Seconds that one answer may take.", rich_help_panel=EndpointPanel),
+    typer.Option("--timeout", min=0.1, help="Seconds until an answer counts as failed.", rich_help_panel=EndpointPanel),
 ]
 AttemptsOption = Annotated[
-    int, typer.Option("--attempts", min=1, help="Most attempts at one call.", rich_help_panel=EndpointPanel)
+    int, typer.Option("--attempts", min=1, help="Attempts per call.", rich_help_panel=EndpointPanel)
 ]
+CACHE_HELP = "SQLite file that keeps all answers, so that none is paid for twice. Several runs may share it."
 CacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache",
-        help="File of answers that were given before; several runs may share it. Default: one in the --out folder.",
-        rich_help_panel=EndpointPanel,
-    ),
+    Path | None, typer.Option("--cache", help=f"{CACHE_HELP}  [default: none]", rich_help_panel=EndpointPanel)
 ]
 PricesOption = Annotated[
     Path | None,
     typer.Option(
         "--prices",
-        help="YAML file `model: [input, output]` in dollars per million tokens; default: RLVER_PRICES, or a built-in.",
+        help="YAML file of `model: [input, output]` in dollars per million tokens.  [default: the file that "
+        "RLVER_PRICES names, or a built-in one]",
         rich_help_panel=EndpointPanel,
     ),
 ]
 
 
 class Connections:
-    """One client per endpoint, however often it is named."""
+    """One client per endpoint, however many options name it."""
 
     def __init__(self, limits: Limits, cache: Path | None) -> None:
         self._limits = limits
@@ -65,7 +64,7 @@ class Connections:
         return self._clients[endpoint.spec]
 
     def check(self) -> None:
-        """Make sure that all endpoints answer, before anything long begins. Raises RlverError for one that does not."""
+        """Make sure that all endpoints answer before long work begins. Raises RlverError for one that does not."""
 
         async def each(clients: Iterable[LLM]) -> None:
             for client in clients:
@@ -79,17 +78,17 @@ class Connections:
 
     @property
     def troubles(self) -> str:
-        """What did not go smoothly, in one line; empty if everything did."""
+        """Retries, failures and unsupported parameters in one line; empty if there were none."""
         parts = []
         for spec, client in self._clients.items():
             tally = client.tally
             if tally.retries or tally.failed:
-                parts.append(f"{spec}: {tally.retries} retries, {tally.failed} calls failed for good")
+                parts.append(f"{spec}: {tally.retries} retries, {tally.failed} calls failed")
             if tally.dropped:
-                parts.append(f"{spec}: does not know {', '.join(sorted(tally.dropped))}")
+                parts.append(f"{spec}: does not support {', '.join(sorted(tally.dropped))}")
         return "; ".join(parts)
 
 
 def make_client(spec: str, limits: Limits, cache: Cache | None) -> LLM:
-    """A client for a spec of either kind."""
+    """A client for a spec such as `openai:MODEL@BASE_URL` or `any:PROVIDER/MODEL`."""
     return LLM(parse_endpoint(spec), limits, cache)

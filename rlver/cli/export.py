@@ -1,4 +1,4 @@
-"""`rlver export`: a trained policy as a folder to share."""
+"""`rlver export`: a trained policy as a folder that can be shared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command("export")(export)
+    app.command("export", rich_help_panel="Train")(export)
 
 
 def export(
@@ -18,30 +18,35 @@ def export(
         Path,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="A run (its policy/), its best/ or base/, one of its checkpoints, or any policy folder.",
+            help="Folder of a run (for its policy/), of a checkpoint in it, of its best/ or base/, or of any policy.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to make; it must not hold anything yet.")],
+    out: Annotated[Path, typer.Option(help="Folder to create. It must not hold anything yet.")],
     results: Annotated[
         Path | None,
-        typer.Option(help="results.json of rlver bench, for the card; default: what the run measured itself."),
+        typer.Option(
+            help="A results.json of `rlver bench`, for the model card.  [default: the evaluations of the run itself]"
+        ),
     ] = None,
     kind: Annotated[
         Literal["merged", "adapter"],
-        typer.Option("--format", help="A whole model, or a LoRA adapter as it is (its users need the base, too)."),
+        typer.Option(
+            "--format",
+            help="merged: a complete model; adapter: the LoRA adapter alone, which needs the base model, too.",
+        ),
     ] = "merged",
     base_model: Annotated[
         str | None,
-        typer.Option(help="Name of the starting model on the hub, for the card: ORGANISATION/NAME."),
+        typer.Option(help="Name of the base model on the hub, for the model card: ORGANISATION/NAME."),
     ] = None,
 ) -> None:
     """Write a trained policy as a folder that plain transformers loads, with a model card.
 
-    The folder holds the weights as safetensors, tokenizer and chat template, how to sample as in training, and a
-    README.md that tells how to use it, how it was trained, and its score with interval, preset and simulated user
-    ("not measured" if nobody measured it). It is ready to be uploaded, but nothing is: read the card and choose a
-    license first.
+    The folder holds the weights as safetensors, the tokenizer with its chat template, the sampling settings of the
+    training, and a README.md. This model card says how to use the policy, how it was trained, and its score with the
+    interval, the preset and the simulated user ("not measured" if there is none). Nothing is uploaded. Before you
+    publish the folder, read the card and choose a license.
 
     Examples:
 
@@ -57,6 +62,6 @@ def export(
 
     write(source, out, kind=kind, results=results, base_model=base_model)
     typer.echo(
-        f"Exported: {out}\nModel card: {out / 'README.md'} (read it, and choose a license)\n"
-        f"To publish it yourself: hf upload ORGANISATION/{out.resolve().name} {out}"
+        f"Exported: {out}\nModel card: {out / 'README.md'} (read it and choose a license)\n"
+        f"To publish it: hf upload ORGANISATION/{out.resolve().name} {out}"
     )

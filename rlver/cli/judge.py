@@ -1,212 +1,237 @@
-"""`rlver judge`: is the embedded user's judgement near that of others, and can it be fooled?"""
+"""`rlver judge`: does the embedded user's judge agree with other judges, and can a policy cheat it?"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
-from rlver.cli.options import JsonOption, LanguageOption, ProfilesOption, SeedOption, UserOption
+from rlver.cli.console import show
+from rlver.cli.options import (
+    TRANSCRIPTS_HELP,
+    JsonOption,
+    LanguageOption,
+    ProfilesOption,
+    SeedOption,
+    TranscriptsArgument,
+    UserTypeOption,
+)
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
+from rlver.text.table import Column, Table
 
 if TYPE_CHECKING:
     from rlver.users.calibration.recorded import Judged, Recorded
     from rlver.users.embedded.weights import Weights
 
 app = typer.Typer(
-    help="Calibrate, check and attack the embedded user's judgement.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Check, explain, fit and attack the judge of the embedded user.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 
-TranscriptsOption = Annotated[
-    list[Path],
-    typer.Option("--transcripts", help="JSONL files, or folders of them, one file a model; ours or official."),
-]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Weights that `rlver judge fit` wrote; default: those shipped.")
+    Path | None,
+    typer.Option("--weights", help="File of weights that `rlver judge fit` wrote.  [default: the built-in weights]"),
 ]
 LookupOption = Annotated[
-    Path | None, typer.Option("--profiles", help="Profiles of transcripts in our format that were not built in.")
+    Path | None,
+    typer.Option("--profiles", help="JSONL file of the profiles, for transcripts in our format of other profiles."),
 ]
 ProfilesInOption = Annotated[
     Path | None,
-    typer.Option("--profiles-in", help="Keep to the profile ids in this file: one a line, a JSON list, or JSONL."),
+    typer.Option("--profiles-in", help="Use only the profile ids in this file: one a line, a JSON list, or JSONL."),
 ]
 
 
 def register(root: typer.Typer) -> None:
     """Add the command to the app."""
-    root.add_typer(app, name="judge")
+    root.add_typer(app, name="judge", rich_help_panel="Simulated users")
 
 
 @app.command()
 def score(
-    transcripts: TranscriptsOption,
+    files: TranscriptsArgument,
     weights: WeightsOption = None,
     profiles_in: ProfilesInOption = None,
     profiles: LookupOption = None,
-    user: UserOption = "vanilla",
+    user_type: UserTypeOption = "vanilla",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the agent's judgement of recorded dialogues with the recorded one.
+    """Compare the judge with the judge that recorded some dialogues.
 
-    Every reply is judged with the recorded talk before it; intervals are 95 % bootstrap intervals over profiles.
+    The judge reads every reply with the recorded dialogue before it. Intervals are 95 % bootstrap intervals over
+    profiles.
 
     Examples:
 
-      rlver judge score --transcripts recorded/
+      rlver judge score recorded/
 
-      rlver judge score --transcripts a.jsonl --transcripts b.jsonl --weights mine.json --profiles-in ids.txt --json
+      rlver judge score a.jsonl b.jsonl --weights mine.json --profiles-in ids.txt --json
     """
     from rlver.users.calibration import measures
 
-    dialogues, rows = _replies(transcripts, profiles, profiles_in, user)
-    found = measures.score(rows, dialogues, _weights(weights), seed)
-    _print(found, as_json, _score_lines)
+    dialogues, rows = _replies(files, profiles, profiles_in, user_type)
+    _print(measures.score(rows, dialogues, _weights(weights), seed), as_json, _score_report)
 
 
 @app.command()
 def fit(
-    transcripts: TranscriptsOption,
-    out: Annotated[Path, typer.Option("--out", help="Where the weights go (JSON).")],
+    files: TranscriptsArgument,
+    out: Annotated[Path, typer.Option("--out", help="JSON file to write the weights to.")],
     language: LanguageOption = "zh",
     profiles_in: ProfilesInOption = None,
     profiles: LookupOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the calibrated part of the judgement to recorded dialogues. The same files give the same weights.
+    """Fit the calibrated part of the judge to recorded dialogues. The same files give the same weights.
 
     Example:
 
-      rlver judge fit --transcripts recorded/ --language zh --out weights.json
+      rlver judge fit recorded/ --language zh --out weights.json
     """
     from rlver.users.calibration.fit import fit as fit_weights
 
-    dialogues, rows = _replies(transcripts, profiles, profiles_in, "vanilla")
+    dialogues, rows = _replies(files, profiles, profiles_in, "vanilla")
     other = next((d for d in dialogues if d.profile.language != language), None)
     if other is not None:
-        raise RlverError(f"{other.model}: a dialogue in {other.profile.language!r}, not {language!r}; say --language.")
-    found = fit_weights(rows, language)
+        raise RlverError(
+            f"{other.model}: holds a dialogue in {other.profile.language!r}, not in {language!r}; choose the language "
+            "with --language."
+        )
+    fitted = fit_weights(rows, language)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    part.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    part.write_text(fitted.model_dump_json(indent=1) + "\n", encoding="utf-8")
     part.replace(out)
-    told = {"out": str(out), "weights": found.mark, **found.provenance.model_dump(), "big_step": found.big_step}
-    _print(told, as_json, lambda f: [f"{out}: weights {f['weights']} from {f['replies']} replies"])
+    summary = {"out": str(out), "weights": fitted.mark, **fitted.provenance.model_dump(), "big_step": fitted.big_step}
+    _print(summary, as_json, lambda s: iter([f"{s['out']}: weights {s['weights']}, fitted to {s['replies']} replies"]))
 
 
 @app.command()
 def explain(
-    transcripts: TranscriptsOption,
-    dialogue: Annotated[int, typer.Option("--dialogue", min=1, help="Which dialogue of the files.")] = 1,
-    turn: Annotated[int, typer.Option("--turn", min=1, help="Which of its replies.")] = 1,
-    user: UserOption = "vanilla",
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=TRANSCRIPTS_HELP, show_default=False)],
+    dialogue: Annotated[int, typer.Option("--dialogue", min=1, help="Number of the dialogue in the file.")] = 1,
+    turn: Annotated[int, typer.Option("--turn", min=1, help="Number of the reply in the dialogue.")] = 1,
+    user_type: UserTypeOption = "vanilla",
     weights: WeightsOption = None,
     profiles: LookupOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the cues of one recorded reply with their points, which add up to the change.
+    """Show why the judge takes one recorded reply as it does: every cue and its points, which add up to the change.
 
     Example:
 
-      rlver judge explain --transcripts recorded/model.jsonl --dialogue 3 --turn 2
+      rlver judge explain recorded/model.jsonl --dialogue 3 --turn 2
     """
     from rlver.users.calibration.explain import explain as explain_reply
 
-    found = explain_reply(_recorded(transcripts, profiles), dialogue, turn, user, _weights(weights))
-    _print(found, as_json, _explain_lines)
+    explanation = explain_reply(_recorded([file], profiles), dialogue, turn, user_type, _weights(weights))
+    _print(explanation, as_json, _explanation_report)
 
 
 @app.command("cross-validate")
 def cross_validate(
-    transcripts: TranscriptsOption,
+    files: TranscriptsArgument,
     profiles: LookupOption = None,
     profiles_in: ProfilesInOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge every recorded reply by a fit that saw neither its profile nor its model.
+    """Judge every recorded reply with weights fitted without its profile and without its model.
 
-    Five folds over profiles times pairs of held-out models; then the same with models seen and profiles unseen.
+    There are five folds over profiles for every pair of held-out models. A second table holds out profiles only.
 
     Example:
 
-      rlver judge cross-validate --transcripts recorded/
+      rlver judge cross-validate recorded/
     """
     from rlver.cli.progress import Steps
     from rlver.users.calibration.cross_validation import cross_validate as validate
 
-    dialogues, rows = _replies(transcripts, profiles, profiles_in, "vanilla")
-    with Steps("fits") as steps:
-        found = validate(rows, dialogues, seed, lambda done, total: steps.update(done, total))
-    _print(found, as_json, _cross_lines)
+    dialogues, rows = _replies(files, profiles, profiles_in, "vanilla")
+    with Steps("Fits") as steps:
+        measured = validate(rows, dialogues, seed, lambda done, total: steps.update(done, total))
+    _print(measured, as_json, _cross_validation_report)
 
 
 @app.command("profile-user")
 def profile_user(
-    transcripts: Annotated[
+    files: Annotated[
         list[Path] | None,
-        typer.Option("--transcripts", help="Fixed contexts and replies; default: built-in scripted talks."),
+        typer.Argument(
+            metavar="[FILE...]",
+            help=f"{TRANSCRIPTS_HELP} Both types of user judge their replies.  [default: dialogues with scripted "
+            "supporters]",
+            show_default=False,
+        ),
     ] = None,
     language: LanguageOption = "en",
     profiles: LookupOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """How accepting and how open are the two kinds of user? (RLVER, section 4.3)
+    """Measure how accepting and how open the two types of user are (RLVER paper, section 4.3).
 
-    Both judge the same replies in the same contexts (acceptance: the share after which the emotion rises), and what
-    they say in talks with the same supporters is read for how well attitude, thoughts and needs show (0-10).
+    Acceptance is the share of replies that raise the emotion. Both types judge the same replies in the same dialogues.
+    Openness is how clearly attitude, thoughts and needs show in what the users say (0-10), in dialogues with the same
+    supporters.
 
     Examples:
 
       rlver judge profile-user
 
-      rlver judge profile-user --transcripts recorded/ --language zh
+      rlver judge profile-user recorded/ --language zh
     """
     from rlver.users.calibration.acceptance import profile_users
 
-    recorded = _recorded(transcripts, profiles) if transcripts else None
-    _print(profile_users(language, recorded, seed), as_json, _user_lines)
+    recorded = _recorded(files, profiles) if files else None
+    _print(profile_users(language, recorded, seed), as_json, _user_report)
 
 
 @app.command()
 def dynamics(
-    transcripts: Annotated[
-        list[Path] | None, typer.Option("--transcripts", help="Recorded dialogues to stand beside, as a column.")
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE...]", help=f"{TRANSCRIPTS_HELP} They fill a column of the table.", show_default=False
+        ),
     ] = None,
     language: LanguageOption = "en",
-    user: UserOption = "vanilla",
+    user_type: UserTypeOption = "vanilla",
     profiles: LookupOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """How do emotions move in closed loop with better and worse policies, beside recorded dialogues?
+    """Measure how emotions move in dialogues with better and worse policies, beside published and recorded ones.
 
-    Example:
+    Examples:
 
-      rlver judge dynamics --language zh --transcripts recorded/
+      rlver judge dynamics
+
+      rlver judge dynamics recorded/ --language zh
     """
     from rlver.users.calibration.dynamics import closed_loop
 
-    recorded = _recorded(transcripts, profiles) if transcripts else None
-    _print(closed_loop(language, user, recorded, seed), as_json, _dynamics_lines)
+    recorded = _recorded(files, profiles) if files else None
+    _print(closed_loop(language, user_type, recorded, seed), as_json, _dynamics_report)
 
 
 @app.command()
 def redteam(
     language: LanguageOption = "en",
     profiles: ProfilesOption = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Profiles to attack.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of profiles to attack.")] = 100,
     weights: WeightsOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Run scripted cheats, and three honest supporters, against both kinds of user. Exit code 1 if a limit is broken.
+    """Let scripted cheats, and three honest supporters, talk to both types of user. Exit code 1 if a limit is broken.
 
     Example:
 
@@ -217,19 +242,24 @@ def redteam(
     from rlver.users.calibration.redteam import run
 
     chosen = load_profiles(language, profiles)[:n]
-    with Steps("red team") as steps:
-        found = run(chosen, seed=seed, weights=_weights(weights), on_cheat=steps.update)
-    _print(found, as_json, _redteam_lines)
-    if found["failed"]:
+    with Steps("Red team") as steps:
+        result = run(chosen, seed=seed, weights=_weights(weights), on_cheat=steps.update)
+    _print(result, as_json, _redteam_report)
+    if result["failed"]:
         raise typer.Exit(1)
 
 
 @app.command("tag-agreement")
 def tag_agreement(
-    path: Annotated[Path, typer.Argument(help="JSONL with 'reply', 'strategy' and, if at hand, 'context'.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSONL file with 'reply', 'strategy' and, if known, 'context'.", show_default=False
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the English act tagger with people's labels of support strategies (ESConv's eight).
+    """Compare the English act tagger with human labels of support strategies (the eight of ESConv).
 
     Example:
 
@@ -237,7 +267,7 @@ def tag_agreement(
     """
     from rlver.users.calibration.tagging import agreement, read_labelled
 
-    _print(agreement(read_labelled(path)), as_json, _agreement_lines)
+    _print(agreement(read_labelled(file)), as_json, _agreement_report)
 
 
 def _weights(path: Path | None) -> Weights:
@@ -255,124 +285,139 @@ def _recorded(paths: Sequence[Path], profiles: Path | None, profiles_in: Path | 
         ids = read_ids(profiles_in)
         dialogues = [dialogue for dialogue in dialogues if dialogue.profile.id in ids]
         if not dialogues:
-            raise RlverError(f"{profiles_in}: none of its ids is a profile of these transcripts.")
+            raise RlverError(f"{profiles_in}: these transcripts have none of its profile ids.")
     return dialogues
 
 
 def _replies(
-    paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None, user: UserType
+    paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None, user_type: UserType
 ) -> tuple[list[Recorded], list[Judged]]:
     from rlver.cli.progress import Steps
     from rlver.users.calibration.recorded import judged_replies
 
     dialogues = _recorded(paths, profiles, profiles_in)
-    with Steps("dialogues") as steps:
-        rows = judged_replies(dialogues, user, lambda done: steps.update(done, len(dialogues)))
+    with Steps("Dialogues") as steps:
+        rows = judged_replies(dialogues, user_type, lambda done: steps.update(done, len(dialogues)))
     if not rows:
-        raise RlverError("none of these dialogues holds a judged reply.")
+        raise RlverError("these dialogues hold no judged reply.")
     return dialogues, rows
 
 
-def _print(found: dict[str, Any], as_json: bool, lines: Any) -> None:
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines(found)))
+Result = dict[str, Any]
+Report = Iterator[RenderableType]
 
 
-def _measures(name: str, turn: dict[str, Any]) -> str:
-    def one(key: str) -> str:
-        low, high = turn["ci95"][key]
-        return f"{turn[key]:.3f} ({low:.3f}-{high:.3f})"
-
-    return f"{name:<22}{one('pearson'):<24}{one('spearman'):<24}{one('sign_accuracy')}"
-
-
-_HEAD = f"{'':<22}{'Pearson (95 % interval)':<24}{'Spearman':<24}sign accuracy"
+def _print(result: Result, as_json: bool, report: Callable[[Result], Report]) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        show(*report(result))
 
 
-def _model_lines(models: dict[str, Any]) -> list[str]:
-    lines = [f"Over models: Spearman {models['spearman']:.3f}, mean absolute error of the score "
-             f"{models['score_mae']:.1f}", f"{'model':<34}{'dialogues':>9}{'recorded':>10}{'judged':>8}"]  # fmt: skip
+def _measures_table(title: str, rows: dict[str, Result]) -> Table:
+    """Correlations and the sign accuracy of some predictions, each with its 95 % interval."""
+    headings = ("Pearson", "95 %", "Spearman", "95 %", "same sign", "95 %")
+    table = Table(Column("", "name"), *map(Column, headings), title=title)
+    for name, row in rows.items():
+        cells = []
+        for key in ("pearson", "spearman", "sign_accuracy"):
+            low, high = row["ci95"][key]
+            cells += [f"{row[key]:.3f}", f"{low:.3f}-{high:.3f}"]
+        table.add(name, *cells)
+    return table
+
+
+def _model_report(models: Result) -> Report:
+    yield (
+        f"Over models: Spearman {models['spearman']:.3f}, mean absolute error of the score {models['score_mae']:.1f}\n"
+    )
+    table = Table(Column("model", "name"), Column("dialogues"), Column("recorded"), Column("judged"))
     for model, part in sorted(models["by_model"].items(), key=lambda item: -item[1]["recorded"]["score"]):
-        lines.append(f"{model[:33]:<34}{part['n']:>9}{part['recorded']['score']:>10.1f}{part['judged']['score']:>8.1f}")
-    return lines
+        table.add(model, str(part["n"]), f"{part['recorded']['score']:.1f}", f"{part['judged']['score']:.1f}")
+    yield table
 
 
-def _score_lines(found: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{found['n']} judged replies of {found['dialogues']} dialogues, weights {found['weights']}", "", _HEAD,
-        _measures("turn", found["turn"]), _measures("turn, reply alone", found["turn_without_score"]),
-    ]  # fmt: skip
+def _score_report(result: Result) -> Report:
+    yield f"{result['n']} judged replies of {result['dialogues']} dialogues, weights {result['weights']}\n"
+    yield _measures_table("", {"turn": result["turn"], "turn, reply alone": result["turn_without_score"]})
     for title, key in (("intention", "by_intention"), ("band", "by_band")):
-        lines += ["", f"{title:<22}{'replies':>8}{'Pearson':>10}{'sign':>8}"]
-        lines += [
-            f"{name:<22}{part['n']:>8}{part['pearson']:>10.3f}{part['sign_accuracy']:>8.3f}"
-            for name, part in found[key].items()
-        ]
-    lines += ["", f"{'step':<22}{'predicted':>10}{'recorded':>10}{'mean change there':>19}"]
-    for name, part in found["calibration"].items():
-        there = part["mean_change_when_predicted"]
-        mean = "-" if there is None else f"{there:+.2f}"
-        lines.append(f"{int(name):<+22}{part['predicted']:>10.1%}{part['recorded']:>10.1%}{mean:>19}")
-    return [*lines, "", *_model_lines(found["models"])]
+        table = Table(Column(title, "name"), Column("replies"), Column("Pearson"), Column("same sign"))
+        for name, part in result[key].items():
+            table.add(name, str(part["n"]), f"{part['pearson']:.3f}", f"{part['sign_accuracy']:.3f}")
+        yield ""
+        yield table
+    table = Table(Column("step", "name"), Column("predicted"), Column("recorded"), Column("mean recorded change"))
+    for name, part in result["calibration"].items():
+        mean = part["mean_change_when_predicted"]
+        cells = f"{part['predicted']:.1%}", f"{part['recorded']:.1%}", "-" if mean is None else f"{mean:+.2f}"
+        table.add(f"{int(name):+}", *cells)
+    yield ""
+    yield table
+    yield ""
+    yield from _model_report(result["models"])
 
 
-def _cross_lines(found: dict[str, Any]) -> list[str]:
-    lines = [f"{found['n']} replies, {found['models']} models, {found['profiles']} profiles, {found['fits']} fits"]
+def _cross_validation_report(result: Result) -> Report:
+    yield f"{result['n']} replies, {result['models']} models, {result['profiles']} profiles, {result['fits']} fits"
     for name, title in (("unseen_models", "Model and profile unseen"), ("seen_models", "Profile unseen, model seen")):
-        lines += ["", title, _HEAD, _measures("turn", found[name]["turn"]), *_model_lines(found[name]["models"])]
-    return lines
+        yield ""
+        yield _measures_table(title, {"turn": result[name]["turn"]})
+        yield from _model_report(result[name]["models"])
 
 
-def _explain_lines(found: dict[str, Any]) -> list[str]:
-    head = [
-        f"{found['model']}, dialogue {found['dialogue']}, reply {found['turn']}, hidden intention {found['intention']}",
-        found["reply"], "",
-    ]  # fmt: skip
-    body = [f"{reason['points']:>+7.2f}  {reason['cue']}" for reason in found["reasons"]]
-    return [*head, *body, f"{found['change']:>+7.2f}  change (recorded: {found['recorded']:+.0f})"]
+def _explanation_report(result: Result) -> Report:
+    from rlver.users.embedded.explanations import explanation
+
+    yield (
+        f"{result['model']}, dialogue {result['dialogue']}, reply {result['turn']}, hidden intention "
+        f"{result['intention']}\n{result['reply']}\n"
+    )
+    table = Table(Column("points"), Column("cue", "name"), Column("what it means", "text"))
+    for reason in result["reasons"]:
+        table.add(f"{reason['points']:+.2f}", reason["cue"], explanation(reason["cue"], result["language"]))
+    table.add(f"{result['change']:+.2f}", "change", f"the recorded judge gave {result['recorded']:+.0f}")
+    yield table
 
 
-def _user_lines(found: dict[str, Any]) -> list[str]:
-    lines = [f"{found['replies']} replies ({found['source']})", f"{'user':<14}{'acceptance':>11}{'published':>11}"
-             f"{'need shown':>12}{'published':>11}"]  # fmt: skip
-    for user, part in found["users"].items():
-        lines.append(
-            f"{user:<14}{part['acceptance']:>11.1%}{part['published_acceptance']:>11.1%}"
-            f"{part['need_expression']:>12.1%}{part['published_need_expression']:>11.1%}"
-        )
-    return lines
+def _user_report(result: Result) -> Report:
+    yield f"{result['replies']} replies ({result['source']})\n"
+    headings = ("acceptance", "published", "need shown", "published")
+    table = Table(Column("user type", "name"), *map(Column, headings))
+    for user_type, part in result["users"].items():
+        keys = ("acceptance", "published_acceptance", "need_expression", "published_need_expression")
+        table.add(user_type, *(f"{part[key]:.1%}" for key in keys))
+    yield table
 
 
-def _dynamics_lines(found: dict[str, Any]) -> list[str]:
-    names = list(found["policies"])
-    lines = [" " * 30 + "".join(f"{name[:13]:>14}" for name in names)]
-    for key in next(iter(found["policies"].values())):
-        cells = (found["policies"][name][key] for name in names)
-        lines.append(f"{key:<30}" + "".join(f"{'-' if c is None else f'{c:.2f}':>14}" for c in cells))
-    return lines
+def _dynamics_report(result: Result) -> Report:
+    policies = result["policies"]
+    table = Table(Column("", "name"), *map(Column, policies))
+    for key in next(iter(policies.values())):
+        values = [policies[name][key] for name in policies]
+        table.add(key, *("-" if value is None else f"{value:.2f}" for value in values))
+    yield table
 
 
-def _redteam_lines(found: dict[str, Any]) -> list[str]:
+def _redteam_report(result: Result) -> Report:
     from rlver.users.calibration.redteam import limit
 
-    lines = [f"{'':<30}{'vanilla':>9}{'challenging':>13}{'limit':>9}"]
-    for name, part in (found["cheats"] | found["honest"]).items():
-        sign = ">" if name in found["honest"] else "<"
-        lines.append(f"{name:<30}{part['vanilla']:>9.1f}{part['challenging']:>13.1f}{sign:>6}{limit(name):>3.0f}")
-    return [*lines, f"Broken: {', '.join(found['failed'])}" if found["failed"] else "Every limit is kept."]
+    table = Table(Column("policy", "name"), Column("vanilla"), Column("challenging"), Column("limit"))
+    for name, part in (result["cheats"] | result["honest"]).items():
+        sign = "above" if name in result["honest"] else "at most"
+        table.add(name, f"{part['vanilla']:.1f}", f"{part['challenging']:.1f}", f"{sign} {limit(name):.0f}")
+    yield table
+    yield f"Broken limits: {', '.join(result['failed'])}" if result["failed"] else "No limit is broken."
 
 
-def _agreement_lines(found: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{found['n']} replies: accuracy {found['accuracy']:.3f}, macro-F1 {found['macro_f1']:.3f}, "
-        f"kappa {found['kappa']:.3f}",
-        f"{'strategy':<30}{'n':>6}{'precision':>11}{'recall':>8}{'F1':>7}",
-    ]
-    for name, part in found["by_strategy"].items():
-        lines.append(f"{name:<30}{part['n']:>6}{part['precision']:>11.2f}{part['recall']:>8.2f}{part['f1']:>7.2f}")
-    held = found.get("held_out")
-    if held:
-        lines.append(
-            f"Refitted in five folds over dialogues: accuracy {held['accuracy']:.3f}, macro-F1 {held['macro_f1']:.3f}, "
-            f"kappa {held['kappa']:.3f}"
-        )
-    return lines
+def _agreement_report(result: Result) -> Report:
+    def figures(part: Result) -> str:
+        return f"accuracy {part['accuracy']:.3f}, macro-F1 {part['macro_f1']:.3f}, kappa {part['kappa']:.3f}"
+
+    yield f"{result['n']} replies: {figures(result)}\n"
+    headings = ("n", "precision", "recall", "F1")
+    table = Table(Column("strategy", "name"), *map(Column, headings))
+    for name, part in result["by_strategy"].items():
+        table.add(name, str(part["n"]), f"{part['precision']:.2f}", f"{part['recall']:.2f}", f"{part['f1']:.2f}")
+    yield table
+    if held_out := result.get("held_out"):
+        yield f"\nRefitted in five folds over dialogues: {figures(held_out)}"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from rlver.cli.console import show
 from rlver.core.errors import RlverError
+from rlver.text.table import Column, Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -56,13 +56,12 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
 
 
 def _print(config: TrainConfig, plan: MemoryPlan) -> None:
-    table = Table("part", "where", "when", "GB", title=f"Memory ({plan.dtype} on {plan.device})")
-    table.columns[3].justify = "right"
+    title = f"Memory ({plan.dtype} on {plan.device})"
+    table = Table(Column("part", "name"), Column("where", "name"), Column("when", "name"), Column("GB"), title=title)
     for part in plan.parts:
         place = plan.device if part.on_device else "cpu memory"
-        table.add_row(part.name, place, _WHEN[part.when], f"{part.bytes / 1e9:.3f}")
-    console = Console(width=88, highlight=False)
-    console.print(table)
+        table.add(part.name, place, _WHEN[part.when], f"{part.bytes / 1e9:.3f}")
+    show(table)
     length = plan.longest
     verdict = {None: "", True: f", which fits in {(plan.capacity or 0) / 1e9:.1f} GB"}.get(
         plan.fits, f", MORE than the {(plan.capacity or 0) / 1e9:.1f} GB there are"

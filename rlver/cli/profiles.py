@@ -1,33 +1,41 @@
-"""`rlver profiles`: the simulated users that there are, and files of them."""
+"""`rlver profiles`: the people that simulated users play, built in and in files."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from rlver.cli.build_profiles import build
+from rlver.cli.console import show as print_all
 from rlver.cli.options import JsonOption, LanguageOption, SeedOption
 from rlver.core.profile import Intention, Language, Profile
 from rlver.formats.profile_files import read_profiles, write_profiles
 from rlver.stories.library import Split
+from rlver.text.table import Column, Table
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-FileOption = Annotated[Path | None, typer.Option("--file", help="JSONL file of profiles instead of the built-in ones.")]
+FilesArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[FILE...]",
+        help="JSONL files of profiles, in our format or the official one.  [default: the built-in profiles]",
+        show_default=False,
+    ),
+]
 SplitOption = Annotated[
-    Split, typer.Option("--split", help="Which stories: none is in two splits, and benchmark has a topic of its own.")
+    Split,
+    typer.Option("--split", help="Which stories. No story is in two splits, and benchmark has a topic of its own."),
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     group = typer.Typer(
-        help="List, show, generate, build and validate the simulated users.",
+        help="List, show, generate, build and validate profiles: the people that simulated users play.",
         no_args_is_help=True,
         rich_markup_mode="markdown",
     )
@@ -36,20 +44,21 @@ def register(app: typer.Typer) -> None:
     group.command("generate")(generate)
     group.command("validate")(validate)
     group.command("build")(build)
-    app.add_typer(group, name="profiles")
+    app.add_typer(group, name="profiles", rich_help_panel="Simulated users")
 
 
 def list_profiles(
+    files: FilesArgument = None,
     language: LanguageOption = "en",
     split: SplitOption = "benchmark",
-    n: Annotated[int, typer.Option("--n", min=1, help="At most so many.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, help="List the first N profiles only.")] = 100,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of the generator; default: 0, or the built-in benchmark's.")
+        int | None,
+        typer.Option("--seed", min=0, help="Seed of the generator.  [default: 0; for benchmark the built-in one]"),
     ] = None,
-    file: FileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List profiles, one line each.
+    """List profiles, one per line: the built-in ones of a split, or those of files.
 
     Examples:
 
@@ -57,47 +66,44 @@ def list_profiles(
 
       rlver profiles list --split train --n 20 --language zh
 
-      rlver profiles list --file profiles.jsonl --json
+      rlver profiles list profiles.jsonl --json
     """
-    chosen = read_profiles(file)[:n] if file else _built_in(language, split, n, seed)
+    profiles = (_read(files) if files else _built_in(language, split, n, seed))[:n]
     if as_json:
-        _print_json([_line(profile) for profile in chosen])
+        _print_json([_line(profile) for profile in profiles])
         return
-    from rich.box import SIMPLE
-    from rich.table import Table
-    from rich.text import Text
-
-    from rlver.text.plain import plain
-
-    table = Table(box=SIMPLE, show_edge=False, padding=0)
-    shown = ("intention", "topic", "title", "name")
-    table.add_column("id", overflow="fold")
-    for column in shown:
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
-    for profile in chosen:
-        line = _line(profile)
-        table.add_row(*(Text(plain(str(line[column]))) for column in ("id", *shown)))
-    _print(table)
+    texts = ("title", "name")
+    table = Table(
+        Column("id", "name"), Column("intention", "name"), Column("topic", "text"), *(Column(t, "text") for t in texts)
+    )
+    for line in map(_line, profiles):
+        table.add(*(str(line[key]) for key in ("id", "intention", "topic", *texts)))
+    print_all(table)
 
 
 def show(
-    name: Annotated[str, typer.Argument(metavar="ID", help="Id of the profile, as `list` prints it.")],
-    file: FileOption = None,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="Id of a profile, as `rlver profiles list` prints it.", show_default=False),
+    ],
+    files: FilesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show everything about one profile.
 
-    Example:
+    Examples:
 
-      rlver profiles show en-benchmark-2507-0000-...
+      rlver profiles show en-benchmark-2507-0000-food-bank-roster-empathise
+
+      rlver profiles show some-id profiles.jsonl
     """
     from rlver.evaluation.profiles import find_profile
 
-    profile = find_profile(name, file)
+    profile = find_profile(name, files or ())
     if as_json:
         _print_json(profile.model_dump(mode="json"))
         return
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
     from rlver.text.plain import plain
@@ -107,7 +113,7 @@ def show(
     rows = {
         "id": profile.id,
         "language": profile.language,
-        "wants, unsaid": f"{profile.intention.meaning} ({profile.intention})",
+        "hidden intention": f"{profile.intention.meaning} ({profile.intention})",
         "name": f"{persona.name} ({persona.gender or '-'}, {persona.age or '-'})",
         "occupation": persona.occupation,
         "hobbies": ", ".join(persona.hobbies),
@@ -120,20 +126,21 @@ def show(
         "facts": "\n".join(facts),
         "opening": profile.opening,
     }
-    table = Table(show_header=False, box=None, padding=(0, 1))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    # Long texts wrap beside their labels, so this is not a table of lines.
+    grid = Grid(show_header=False, box=None, padding=(0, 1))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
     for label, value in rows.items():
         if value:
-            table.add_row(label, Text(plain(value)))
-    _print(table)
+            grid.add_row(label, Text(plain(value)))
+    print_all(grid)
 
 
 def generate(
-    out: Annotated[Path, typer.Option("--out", help="JSONL file to write; an existing one is replaced.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write. An existing file is replaced.")],
     language: LanguageOption = "en",
     split: SplitOption = "train",
-    n: Annotated[int, typer.Option("--n", min=1, help="How many profiles.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of profiles.")] = 100,
     seed: SeedOption = 0,
 ) -> None:
     """Generate profiles from the built-in stories and write them to a file.
@@ -145,46 +152,62 @@ def generate(
     from rlver.stories import generate as make
 
     count = write_profiles(out, make(language, split, n, seed))
-    typer.echo(f"{out}: {count} profiles written.")
+    typer.echo(f"{out}: wrote {count} profiles.")
 
 
 def validate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file of profiles, ours or official.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="JSONL files of profiles, in our format or the official one.", show_default=False
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Check a file of profiles and count what is in it. The first broken line is named and the exit code is 1.
+    """Check files of profiles and count what they hold. The first broken line is named, and the exit code is 1.
 
     Example:
 
-      rlver profiles validate profiles.jsonl
+      rlver profiles validate profiles.jsonl more/*.jsonl
     """
-    profiles = read_profiles(file)
-    wants = Counter(profile.intention for profile in profiles)
-    counts: dict[str, Any] = {
+    counts = [_count(file, read_profiles(file)) for file in files]
+    if as_json:
+        _print_json(counts)
+        return
+    table = Table(Column("", "name"), *(Column(file["file"]) for file in counts))
+    rows = [_flat(file) for file in counts]
+    for key in rows[0]:
+        table.add(key, *(str(row.get(key, 0)) for row in rows))
+    print_all("All lines are valid.", table)
+
+
+def _count(file: Path, profiles: Sequence[Profile]) -> dict[str, Any]:
+    intentions = Counter(profile.intention for profile in profiles)
+    languages = Counter(profile.language for profile in profiles)
+    return {
         "file": str(file),
         "profiles": len(profiles),
         "stories": len({profile.story.id for profile in profiles}),
         "facts": sum(len(profile.story.facts) for profile in profiles),
         "with_opening": sum(bool(profile.opening) for profile in profiles),
-        "by_language": dict(Counter(profile.language for profile in profiles)),
-        "by_intention": {intention.value: wants[intention] for intention in Intention},
+        "by_language": {language: languages[language] for language in get_args(Language)},
+        "by_intention": {intention.value: intentions[intention] for intention in Intention},
     }
-    if as_json:
-        _print_json(counts)
-        return
-    from rich.table import Table
 
-    typer.echo(f"{file}: all lines are valid.")
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+
+def _flat(counts: dict[str, Any]) -> dict[str, int]:
+    """The counts of a file, each with a name of its own."""
+    flat: dict[str, int] = {}
     for key, value in counts.items():
         if isinstance(value, dict):
-            for part, count in value.items():
-                table.add_row(f"{key.removeprefix('by_')} {part}", str(count))
+            flat |= {f"{key.removeprefix('by_')} {part}": count for part, count in value.items()}
         elif key != "file":
-            table.add_row(key.replace("_", " "), str(value))
-    _print(table)
+            flat[key.replace("_", " ")] = value
+    return flat
+
+
+def _read(files: Sequence[Path]) -> list[Profile]:
+    return [profile for file in files for profile in read_profiles(file)]
 
 
 def _built_in(language: Language, split: Split, n: int, seed: int | None) -> list[Profile]:
@@ -208,12 +231,6 @@ def _line(profile: Profile) -> dict[str, Any]:
         "occupation": persona.occupation,
         "character": persona.character.value,
     }
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
 
 
 def _print_json(data: Any) -> None:

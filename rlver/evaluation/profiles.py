@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlver.core.errors import RlverError
@@ -29,16 +30,16 @@ def load_profiles(language: Language, path: Path | None = None) -> list[Profile]
     return profiles
 
 
-def find_profile(name: str, path: Path | None = None) -> Profile:
-    """The profile of that id, from the file or, without one, from the generator that gave it the id.
+def find_profile(name: str, files: Sequence[Path] = ()) -> Profile:
+    """The profile with that id, from files or, without any, from the generator that made the id.
 
     Raises:
         RlverError: there is none.
     """
-    generated = None if path else regenerate(name)
-    candidates = read_profiles(path) if path else [generated] if generated else []
-    for profile in candidates:
+    generated = None if files else regenerate(name)
+    profiles = [profile for file in files for profile in read_profiles(file)] + ([generated] if generated else [])
+    for profile in profiles:
         if profile.id == name:
             return profile
-    where = str(path) if path else "the built-in profiles"
-    raise RlverError(f"there is no profile {name!r} in {where}; `rlver profiles list` shows what there is.")
+    where = ", ".join(map(str, files)) or "the built-in profiles"
+    raise RlverError(f"there is no profile {name!r} in {where}; `rlver profiles list` prints the ids.")

@@ -30,6 +30,7 @@ def explain(
     return {
         "model": recorded.model,
         "profile": recorded.profile.id,
+        "language": recorded.profile.language,
         "intention": recorded.profile.need.value,
         "dialogue": dialogue,
         "turn": turn,
