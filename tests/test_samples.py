@@ -12,31 +12,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlver.policies.local import Reply, Trace
-from rlver.train.batch import TRUNK, Sample, collate, from_trace, hidden_states, micro_batches
+from rlver.core.dialogue import TokenRecord
+from rlver.train.batch import TRUNK, Sample, collate, from_records, micro_batches
+from rlver.train.forward import hidden_states
 
 VOCABULARY = 250
 
 
-def make_trace(rng: random.Random, think: bool, turns: int) -> Trace:
-    """A trace as a policy leaves it: the last reply is never part of the context, with thinking none is."""
+Records = list[TokenRecord]
+"""How the replies of one dialogue were sampled."""
+
+
+def make_records(rng: random.Random, think: bool, turns: int) -> Records:
+    """Records as a policy leaves them: replies are part of later prompts, or with thinking other ids instead."""
 
     def some(least: int, most: int) -> list[int]:
         return [rng.randrange(VOCABULARY) for _ in range(rng.randint(least, most))]
 
-    trace = Trace(context=some(3, 12))
+    context, records = some(3, 12), []
     for turn in range(turns):
         ids = some(1, 9)
-        trace.replies.append(Reply(len(trace.context), ids, [-rng.random() for _ in ids]))
+        records.append(TokenRecord(list(context), ids, [-rng.random() for _ in ids]))
         if turn < turns - 1:
-            trace.context += (some(1, 5) if think else ids) + some(2, 8)
-    return trace
+            context += (some(1, 5) if think else ids) + some(2, 8)
+    return records
 
 
-def make_traces(think: bool, count: int = 6, seed: int = 0) -> list[Trace]:
-    """Traces of one to five turns."""
+def make_dialogues(think: bool, count: int = 6, seed: int = 0) -> list[Records]:
+    """Dialogues of one to five turns."""
     rng = random.Random(f"{think}:{seed}")
-    return [make_trace(rng, think, 1 + i % 5) for i in range(count)]
+    return [make_records(rng, think, 1 + i % 5) for i in range(count)]
 
 
 @torch.no_grad()
@@ -49,13 +54,13 @@ def logprobs(model: Any, samples: Sequence[Sample]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def separate(model: Any, trace: Trace) -> Tensor:
+def separate(model: Any, records: Records) -> Tensor:
     """The same from one plain forward pass per turn."""
     values = []
-    for reply in trace.replies:
-        ids = torch.tensor([trace.context[: reply.start] + reply.ids])
-        logits = model(input_ids=ids, use_cache=False).logits[0, reply.start - 1 : -1]
-        values.append(torch.log_softmax(logits, -1).gather(1, torch.tensor(reply.ids)[:, None])[:, 0])
+    for record in records:
+        ids = torch.tensor([record.prompt_ids + record.token_ids])
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(record.prompt_ids) - 1 : -1]
+        values.append(torch.log_softmax(logits, -1).gather(1, torch.tensor(record.token_ids)[:, None])[:, 0])
     return torch.cat(values)
 
 
@@ -67,29 +72,29 @@ def close(one: Tensor, other: Tensor) -> bool:
 modes = pytest.mark.parametrize("thinks", [[True] * 6, [False] * 6, [True, False] * 3], ids=["think", "plain", "mixed"])
 
 
-def mixed_traces(thinks: Sequence[bool]) -> list[Trace]:
-    """One trace for each mode."""
-    return [make_traces(think, i + 1)[i] for i, think in enumerate(thinks)]
+def mixed_dialogues(thinks: Sequence[bool]) -> list[Records]:
+    """One dialogue for each mode."""
+    return [make_dialogues(think, i + 1)[i] for i, think in enumerate(thinks)]
 
 
 @modes
 def test_packed_turns_have_the_logprobs_of_separate_ones(model: Any, thinks: list[bool]) -> None:
-    traces = mixed_traces(thinks)
-    samples = [from_trace(trace) for trace in traces]
-    for trace, together, sample in zip(traces, logprobs(model, samples), samples, strict=True):
-        expected = separate(model, trace)
+    dialogues = mixed_dialogues(thinks)
+    samples = [from_records(records) for records in dialogues]
+    for records, together, sample in zip(dialogues, logprobs(model, samples), samples, strict=True):
+        expected = separate(model, records)
         assert close(together, expected)
         assert close(logprobs(model, [sample])[0], expected)
 
 
 @modes
 def test_order_padding_and_split_change_nothing(model: Any, thinks: list[bool]) -> None:
-    samples = [from_trace(trace) for trace in mixed_traces(thinks)]
+    samples = [from_records(records) for records in mixed_dialogues(thinks)]
     expected = logprobs(model, samples)
     order = [4, 0, 5, 2, 1, 3]
     for i, values in zip(order, logprobs(model, [samples[i] for i in order]), strict=True):
         assert close(values, expected[i])
-    longest = from_trace(make_trace(random.Random(9), thinks[0], 9))
+    longest = from_records(make_records(random.Random(9), thinks[0], 9))
     assert all(map(close, logprobs(model, [*samples, longest]), expected))
     for group in micro_batches(samples, 2 * max(map(len, samples))):
         for i, values in zip(group, logprobs(model, [samples[i] for i in group]), strict=True):
@@ -99,7 +104,7 @@ def test_order_padding_and_split_change_nothing(model: Any, thinks: list[bool]) 
 @modes
 def test_gradients_do_not_depend_on_the_packing(model: Any, thinks: list[bool]) -> None:
     """Trained as one batch or turn by turn: the same step."""
-    traces = mixed_traces(thinks)
+    dialogues = mixed_dialogues(thinks)
 
     def gradient(samples: Sequence[Sequence[Sample]]) -> Tensor:
         model.zero_grad()
@@ -109,24 +114,23 @@ def test_gradients_do_not_depend_on_the_packing(model: Any, thinks: list[bool]) 
             torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    turns = [Trace(trace.context[: reply.start], [reply]) for trace in traces for reply in trace.replies]
-    packed = gradient([[from_trace(trace) for trace in traces]])
-    apart = gradient([[from_trace(turn)] for turn in turns])
+    packed = gradient([[from_records(records) for records in dialogues]])
+    apart = gradient([[from_records([record])] for records in dialogues for record in records])
     model.zero_grad()
     assert torch.allclose(packed, apart, rtol=1e-3, atol=1e-3 * float(apart.abs().max()))
 
 
 @given(seed=st.integers(0, 10_000), think=st.booleans(), turns=st.integers(1, 6))
 def test_what_is_trained_is_what_was_sampled(seed: int, think: bool, turns: int) -> None:
-    trace = make_trace(random.Random(seed), think, turns)
-    sample = from_trace(trace)
-    assert sample.ids[sample.trained].tolist() == [i for reply in trace.replies for i in reply.ids]
-    assert sample.turns.tolist() == [turn for turn, reply in enumerate(trace.replies) for _ in reply.ids]
-    assert sample.logprobs.tolist() == pytest.approx([p for reply in trace.replies for p in reply.logprobs])
+    records = make_records(random.Random(seed), think, turns)
+    sample, trunk = from_records(records), records[-1].prompt_ids
+    assert sample.ids[sample.trained].tolist() == [i for record in records for i in record.token_ids]
+    assert sample.turns.tolist() == [turn for turn, record in enumerate(records) for _ in record.token_ids]
+    assert sample.logprobs.tolist() == pytest.approx([p for record in records for p in record.logprobs])
     assert len(set(sample.trained.tolist())) == len(sample.trained)
-    assert sample.ids[: len(trace.context)].tolist() == trace.context
-    inline = sum(len(reply.ids) for reply in trace.replies[:-1]) if not think else 0
-    assert len(sample) == len(trace.context) + sum(len(reply.ids) for reply in trace.replies) - inline
+    assert sample.ids[: len(trunk)].tolist() == trunk
+    in_trunk = sum(len(record.token_ids) for record in records[:-1]) if not think else 0
+    assert len(sample) == len(trunk) + sum(len(record.token_ids) for record in records) - in_trunk
     # Each token is predicted at the position before its own.
     assert (sample.positions[sample.sources] + 1 == sample.positions[sample.trained]).all()
 
@@ -134,27 +138,27 @@ def test_what_is_trained_is_what_was_sampled(seed: int, think: bool, turns: int)
 @given(seed=st.integers(0, 10_000), thinks=st.lists(st.booleans(), min_size=1, max_size=4))
 def test_every_token_sees_its_own_context_and_nothing_else(seed: int, thinks: list[bool]) -> None:
     rng = random.Random(seed)
-    traces = [make_trace(rng, think, rng.randint(1, 5)) for think in thinks]
-    samples = [from_trace(trace) for trace in traces]
+    dialogues = [make_records(rng, think, rng.randint(1, 5)) for think in thinks]
+    samples = [from_records(records) for records in dialogues]
     batch = collate(samples)
     width = batch.ids.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
-    for row, (trace, sample) in enumerate(zip(traces, samples, strict=True)):
+    for row, (records, sample) in enumerate(zip(dialogues, samples, strict=True)):
         mask = causal if batch.mask is None else batch.mask[row, 0]
         for source, turn, target in zip(sample.sources, sample.turns, sample.trained, strict=True):
-            reply = trace.replies[turn]
+            record = records[turn]
             seen = mask[source].nonzero()[:, 0]
             order = batch.positions[row, seen].argsort()
-            context = trace.context[: reply.start] + reply.ids
+            context = record.prompt_ids + record.token_ids
             assert batch.ids[row, seen[order]].tolist() == context[: sample.positions[target]]
 
 
 def test_plain_dialogues_need_no_mask() -> None:
     """A mask would cost a slower attention; without thinking there is nothing to hide."""
-    samples = [from_trace(trace) for trace in make_traces(think=False)]
+    samples = [from_records(records) for records in make_dialogues(think=False)]
     assert collate(samples).mask is None
     assert all((sample.branches == TRUNK).any() for sample in samples)
-    assert collate([from_trace(make_trace(random.Random(1), True, 3))]).mask is not None
+    assert collate([from_records(make_records(random.Random(1), True, 3))]).mask is not None
 
 
 def test_plain_dialogues_of_different_lengths_get_no_mask_of_the_models_making(
@@ -169,14 +173,14 @@ def test_plain_dialogues_of_different_lengths_get_no_mask_of_the_models_making(
         return attend(*args, attn_mask=attn_mask, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    samples = [from_trace(trace) for trace in make_traces(think=False)]
+    samples = [from_records(records) for records in make_dialogues(think=False)]
     assert len({len(sample) for sample in samples}) > 2
     hidden_states(model, collate(samples))
     assert masks and all(mask is None for mask in masks)
 
 
 def test_a_batch_keeps_rows_and_targets_together() -> None:
-    samples = [from_trace(trace) for trace in mixed_traces([True, False, True])]
+    samples = [from_records(records) for records in mixed_dialogues([True, False, True])]
     batch = collate(samples)
     assert batch.ids.shape == batch.positions.shape == (3, max(map(len, samples)))
     start = 0
@@ -191,7 +195,7 @@ def test_a_batch_keeps_rows_and_targets_together() -> None:
 
 @given(lengths=st.lists(st.integers(4, 60), max_size=30), tokens=st.integers(1, 200))
 def test_micro_batches_cover_everything_once(lengths: list[int], tokens: int) -> None:
-    samples = [from_trace(Trace([0] * (length - 1), [Reply(length - 1, [1], [0.0])])) for length in lengths]
+    samples = [from_records([TokenRecord([0] * (length - 1), [1], [0.0])]) for length in lengths]
     groups = list(micro_batches(samples, tokens))
     assert sorted(i for group in groups for i in group) == list(range(len(samples)))
     for group in groups:

@@ -81,8 +81,8 @@ def chat(
 
     console = Console()
     console.print(
-        f"A person in trouble talks to you. You have up to {rules.replies} replies. {HELP} explains the commands, {QUIT} "
-        f"or Ctrl-D leaves (seed {seed}).",
+        f"A person in trouble talks to you. You have up to {rules.replies} replies. {HELP} explains the commands, "
+        f"{QUIT} or Ctrl-D leaves (seed {seed}).",
         style="dim",
         highlight=False,
     )

@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 from toys import configure
 
-from rlver.train.advantages.dr_grpo import dr_grpo
-from rlver.train.advantages.estimate import COMPARING, estimate
-from rlver.train.advantages.gae import gae
-from rlver.train.advantages.grpo import grpo
-from rlver.train.advantages.rloo import rloo
-from rlver.train.advantages.whiten import whiten
+from rlver.train.advantages import GROUP_ESTIMATORS, dr_grpo, estimate_advantages, gae, grpo, rloo, whiten
 from rlver.train.credit import returns
 
 groups_of = {"seed": seeds, "groups": st.integers(1, 4), "group": st.integers(2, 6)}
@@ -110,12 +105,12 @@ def test_rloo_leaves_its_own_dialogue_out(seed: int, groups: int, group: int, by
     check(rloo(rows, group, by_turn), expected)
 
 
-@pytest.mark.parametrize("algo", sorted(COMPARING))
+@pytest.mark.parametrize("algo", sorted(GROUP_ESTIMATORS))
 @pytest.mark.parametrize("by_turn", [False, True])
 def test_what_fares_alike_teaches_nothing(algo: str, by_turn: bool) -> None:
     same = [[0.3, 0.3], [0.3, 0.3], [0.7, 0.7], [0.7, 0.7]]
-    assert COMPARING[algo](same, 2, by_turn) == [near([0.0, 0.0])] * 4
-    mixed = COMPARING[algo]([[0.3, 0.3], [0.3, 0.3], [1.0, 0.5], [0.0, 0.5]], 2, True)
+    assert GROUP_ESTIMATORS[algo](same, 2, by_turn) == [near([0.0, 0.0])] * 4
+    mixed = GROUP_ESTIMATORS[algo]([[0.3, 0.3], [0.3, 0.3], [1.0, 0.5], [0.0, 0.5]], 2, True)
     assert mixed[:2] == [[0.0, 0.0]] * 2
     assert mixed[2][0] == -mixed[3][0] > 0 and mixed[2][1] == mixed[3][1] == 0
 
@@ -159,7 +154,7 @@ def tokens(rows: list[list[float]], rng: np.random.Generator) -> list[torch.Tens
 
 
 @given(seed=seeds, credit=st.sampled_from(["terminal", "change", "return", "turn"]), penal=st.booleans())
-@pytest.mark.parametrize("algo", sorted(COMPARING))
+@pytest.mark.parametrize("algo", sorted(GROUP_ESTIMATORS))
 def test_comparing_algorithms_end_to_end(algo: str, seed: int, credit: Any, penal: bool) -> None:
     """From rewards to tokens: every token of a turn has the advantage of what its turn is worth, charges included."""
     rng = default_rng(seed)
@@ -167,7 +162,7 @@ def test_comparing_algorithms_end_to_end(algo: str, seed: int, credit: Any, pena
     turns = tokens(rows, rng)
     penalties = [torch.tensor(rng.normal(size=len(at))) for at in turns] if penal else None
     settings = configure(algo=algo, credit=credit, group=3, batch=6, gamma=0.5)
-    found, _ = estimate(settings, turns, rows, [torch.zeros(len(at)) for at in turns], penalties)
+    found, _ = estimate_advantages(settings, turns, rows, [torch.zeros(len(at)) for at in turns], penalties)
     worth = []
     for i, row in enumerate(rows):
         paid = np.array(row)
@@ -178,7 +173,7 @@ def test_comparing_algorithms_end_to_end(algo: str, seed: int, credit: Any, pena
         else:
             gamma = 0.0 if credit == "change" else 0.5
             worth.append([float(sum(gamma**k * paid[t + k] for k in range(len(paid) - t))) for t in range(len(paid))])
-    expected = COMPARING[algo](worth, 3, credit == "turn")
+    expected = GROUP_ESTIMATORS[algo](worth, 3, credit == "turn")
     for mine, row, at in zip(found, expected, turns, strict=True):
         assert mine.tolist() == pytest.approx([row[t if len(row) > 1 else 0] for t in at.tolist()], rel=1e-4, abs=1e-4)
 
@@ -191,7 +186,7 @@ def test_reinforce_plus_plus(seed: int, group: int, penal: bool) -> None:
     turns = tokens(rows, rng)
     penalties = [torch.tensor(rng.normal(size=len(at)), dtype=torch.float32) for at in turns] if penal else None
     settings = configure(algo="reinforce++", credit="terminal", group=group, batch=2 * group)
-    found, _ = estimate(settings, turns, rows, [torch.zeros(len(at)) for at in turns], penalties)
+    found, _ = estimate_advantages(settings, turns, rows, [torch.zeros(len(at)) for at in turns], penalties)
     charges = [p.double().numpy() for p in penalties] if penalties else [np.zeros(len(at)) for at in turns]
     togo = []
     for row, at, charge in zip(rows, turns, charges, strict=True):
@@ -212,8 +207,8 @@ def test_ppo_pays_the_divergence_at_its_token(seed: int) -> None:
     values = [torch.tensor(rng.normal(size=len(at)), dtype=torch.float32) for at in turns]
     penalties = [torch.tensor(rng.normal(size=len(at)), dtype=torch.float32) for at in turns]
     settings = configure(algo="ppo", credit="return", gamma=0.5, lam=0.7, batch=3)
-    plain, _ = estimate(settings, turns, rows, values, None)
-    found, targets = estimate(settings, turns, rows, values, penalties)
+    plain, _ = estimate_advantages(settings, turns, rows, values, None)
+    found, targets = estimate_advantages(settings, turns, rows, values, penalties)
     assert not torch.allclose(torch.cat(plain), torch.cat(found))
     raw = []
     for row, at, value, charge in zip(rows, turns, values, penalties, strict=True):

@@ -16,7 +16,7 @@ from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import PRESETS
 from rlver.core.profile import Intention
 from rlver.stories.generate import generate
-from rlver.train.curriculum import Curriculum, even, share
+from rlver.train.curriculum import Curriculum, interpolate, systematic_sample
 from rlver.train.runs.training_run import run
 from rlver.train.trainer import Trainer
 
@@ -33,19 +33,21 @@ def talk(success: bool) -> Dialogue:
 
 def test_a_schedule_is_straight_between_its_points() -> None:
     schedule = {10: 0.5, 0: 0.1, 20: 1.0}
-    assert [share(schedule, step) for step in (0, 5, 10, 15, 20, 99)] == pytest.approx([0.1, 0.3, 0.5, 0.75, 1.0, 1.0])
-    assert share({5: 0.2}, 0) == share({5: 0.2}, 9) == 0.2
+    assert [interpolate(schedule, step) for step in (0, 5, 10, 15, 20, 99)] == pytest.approx(
+        [0.1, 0.3, 0.5, 0.75, 1.0, 1.0]
+    )
+    assert interpolate({5: 0.2}, 0) == interpolate({5: 0.2}, 9) == 0.2
 
 
 def test_a_schedule_mixes_the_users() -> None:
     curriculum = Curriculum(configure(curriculum="schedule", schedule={0: 0.0, 4: 1.0}))
-    hard = [Counter(m.user for m in curriculum.draw(step, 8))["challenging"] for step in range(6)]
+    hard = [Counter(m.user_type for m in curriculum.draw(step, 8))["challenging"] for step in range(6)]
     assert hard == [0, 2, 4, 6, 8, 8]
 
 
 @given(weights=st.lists(st.floats(0, 5), min_size=1, max_size=9).filter(any), count=st.integers(1, 60))
-def test_even_draws_by_weight_up_to_one(weights: list[float], count: int) -> None:
-    found = Counter(even(range(len(weights)), weights, count, random.Random(0)))
+def test_systematic_sampling_draws_by_weight_up_to_one(weights: list[float], count: int) -> None:
+    found = Counter(systematic_sample(range(len(weights)), weights, count, random.Random(0)))
     assert found.total() == count
     for i, weight in enumerate(weights):
         assert abs(found[i] - count * weight / sum(weights)) < 1 + 1e-6
@@ -54,7 +56,7 @@ def test_even_draws_by_weight_up_to_one(weights: list[float], count: int) -> Non
 def test_vanilla_users_come_first_then_those_who_can_be_learned_from() -> None:
     curriculum = Curriculum(configure(curriculum="adaptive", curriculum_warmup=2, curriculum_floor=0.1))
     warm = curriculum.draw(0, 16)
-    assert {m.user for m in warm} == {"vanilla"}
+    assert {m.user_type for m in warm} == {"vanilla"}
     assert Counter(m.profile.need for m in warm) == dict.fromkeys(Intention, 2)
     # Vanilla users are delighted always, but those who want to be heard half the time; challenging ones never were.
     for m in warm:
@@ -62,7 +64,7 @@ def test_vanilla_users_come_first_then_those_who_can_be_learned_from() -> None:
     weights = {(u, n): curriculum.weight(u, n, 2) for u in ("vanilla", "challenging") for n in Intention}  # type: ignore[arg-type]
     assert weights["vanilla", Intention.LISTEN] == 1.0
     assert set(weights.values()) == {1.0, 0.1}
-    met = Counter((m.user, m.profile.need) for step in range(2, 12) for m in curriculum.draw(step, 25))
+    met = Counter((m.user_type, m.profile.need) for step in range(2, 12) for m in curriculum.draw(step, 25))
     assert met["vanilla", Intention.LISTEN] == pytest.approx(250 / 2.5, abs=10)
     assert min(met.values()) > 0 and len(met) == 16
 
@@ -70,10 +72,10 @@ def test_vanilla_users_come_first_then_those_who_can_be_learned_from() -> None:
 def test_rates_are_remembered() -> None:
     curriculum = Curriculum(configure(curriculum="adaptive", curriculum_memory=0.5, curriculum_warmup=0))
     meeting = next(m for m in curriculum.draw(0, 16) if m.profile.need is Intention.PRAISE)
-    kind = f"{meeting.user}/praise"
+    kind = f"{meeting.user_type}/praise"
     for success, rate in ((True, 1.0), (False, 0.5), (False, 0.25)):
         curriculum.observe([(meeting, [talk(success)])])
-        assert curriculum.rates[kind] == rate
+        assert curriculum.success_rates[kind] == rate
     assert curriculum.metrics() == {f"curriculum/{kind}": 0.25}
     other = Curriculum(curriculum.config)
     other.load_state_dict(curriculum.state_dict())

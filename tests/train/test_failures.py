@@ -22,19 +22,19 @@ class Moody(Toy):
         self.broken = broken
         self.seeds: list[int] = []
 
-    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+    async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """Every group has a seed of its own."""
         if seed not in self.seeds:
             self.seeds.append(seed)
         if self.seeds.index(seed) in self.broken:
             raise CallFailed("status 400: refused")
-        return super().react(dialogue, seed)
+        return await super().react(dialogue, seed)
 
 
 def test_failures_are_counted_and_their_reasons_kept(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlver.train.runs.training_run.users_of", lambda config: {"vanilla": Moody({1, 2})})
+    monkeypatch.setattr("rlver.train.runs.training_run.training_users", lambda config: {"vanilla": Moody({1, 2})})
     run(quick(base, batch=6, steps=2, zero_variance="keep"), base, tmp_path / "run")
     first, second = lines(tmp_path / "run")
     assert first["failed"] == 4 and "failed" not in second
@@ -45,7 +45,7 @@ def test_failures_are_counted_and_their_reasons_kept(
 def test_the_command_shows_what_was_left_out(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rlver.train.runs.training_run.users_of", lambda config: {"vanilla": Moody({0})})
+    monkeypatch.setattr("rlver.train.runs.training_run.training_users", lambda config: {"vanilla": Moody({0})})
     few = ("--set", "batch=4", "--set", "group=2", "--set", "max_tokens=6", "--set", "zero_variance=keep")
     assert main(["train", "--policy", str(base), "--steps", "2", *few, "--out", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().err
@@ -58,12 +58,12 @@ def test_a_refill_that_fails_leaves_what_is_there(speakers: Any, words: Any) -> 
     class Flat(Moody):
         """The first group teaches nothing, the second does, and those that would take the first one's place fail."""
 
-        def react(self, dialogue: Dialogue, seed: int) -> Reaction:
-            reaction = super().react(dialogue, seed)
+        async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+            reaction = await super().react(dialogue, seed)
             return Reaction(change=10, utterance="Bye.") if self.seeds.index(seed) == 0 else reaction
 
     trainer = make(speakers, words, Flat(set(range(2, 99))), group=4, zero_variance="refill", refills=2)
-    groups, metrics = trainer._play(0)
-    assert len(groups) == 1 and metrics["failed"] == 8 and trainer.failures == ["status 400: refused"] * 8
+    metrics, dialogues = trainer.step(0)
+    assert len(dialogues) == 4 and metrics["failed"] == 8 and trainer.failures == ["status 400: refused"] * 8
     with pytest.raises(RlverError, match=r"nothing of step 1 can be learned from.*status 400"):
         make(speakers, words, Moody(set(range(99)))).step(0)

@@ -46,10 +46,10 @@ def test_dialogues_whose_ids_are_not_what_was_sampled_end_the_run(monkeypatch: p
     trainer = Trainer(configure(), make_model("mistral", tokenizer), tokenizer, Toy())
     reply = trainer.policy.reply
 
-    async def careless(active: Any) -> Any:
-        texts = await reply(active)
-        trainer.policy.traces[active[0]].context[0] += 1
-        return texts
+    async def careless(dialogue: Any, seed: int) -> Any:
+        answer = await reply(dialogue, seed)
+        answer.tokens.prompt_ids[0] += 1
+        return answer
 
     monkeypatch.setattr(trainer.policy, "reply", careless)
     with pytest.raises(RlverError, match="some/mistral: with its chat template, turn 1 of a dialogue was not sampled"):

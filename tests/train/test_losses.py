@@ -12,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
-from rlver.train.losses.entropy import entropy
-from rlver.train.losses.imitation import imitation_loss, imitation_weights
-from rlver.train.losses.kl import kl_divergence
-from rlver.train.losses.off_policy import importance
-from rlver.train.losses.policy import policy_loss
-from rlver.train.losses.value import value_loss
-from rlver.train.losses.weighting import token_weights
+from rlver.train.losses import (
+    entropy,
+    imitation_loss,
+    imitation_weights,
+    importance_weights,
+    kl_divergence,
+    policy_loss,
+    token_weights,
+    value_loss,
+)
 from rlver.train.models.critic import explained_variance
 
 
@@ -79,7 +82,7 @@ def test_weights_of_tokens(seed: int, dialogues: int) -> None:
         "constant": np.concatenate(losses).sum() / (60 * dialogues),
     }
     for name, wanted in expected.items():
-        weights = token_weights(turns, name, longest=60)  # type: ignore[arg-type]
+        weights = token_weights(turns, name, max_tokens=60)  # type: ignore[arg-type]
         found = sum(float(weight.double() @ torch.tensor(row)) for weight, row in zip(weights, losses, strict=True))
         assert found == pytest.approx(float(wanted), rel=1e-5, abs=1e-6)
 
@@ -104,9 +107,9 @@ def test_importance_makes_the_samplers_tokens_the_trainers(seed: int, size: int)
     sampler, trainer = sampler / sampler.sum(), trainer / trainer.sum()
     values = rng.normal(size=size)
     logs = torch.tensor(np.log(trainer)), torch.tensor(np.log(sampler))
-    free = importance(*logs, cap=math.inf).numpy()
+    free = importance_weights(*logs, cap=math.inf).numpy()
     assert float((sampler * free) @ values) == near(float(trainer @ values))
-    assert importance(*logs, cap=2.0).tolist() == near([min(2.0, weight) for weight in free.tolist()])
+    assert importance_weights(*logs, cap=2.0).tolist() == near([min(2.0, weight) for weight in free.tolist()])
 
 
 @given(seed=seeds, clip=st.floats(0.05, 1))

@@ -13,16 +13,15 @@ from toys import algos, fresh, gradient_of, lines, make, quick, save, weights_of
 
 from rlver.core.errors import RlverError
 from rlver.inference.model_folder import pick_device
-from rlver.train.batch import Sample, collate, hidden_states, micro_batches
-from rlver.train.config import load_config
+from rlver.train.batch import Sample, collate, micro_batches
+from rlver.train.config import ModelSettings, load_config
+from rlver.train.forward import hidden_states, logprobs_and_entropies, piece_size, token_logprobs
 from rlver.train.models.loading import checkpoint_gradients, dtype_for, four_bit, load_for_training
-from rlver.train.models.logits import logprobs_and_entropies, piece_size, token_logprobs
 from rlver.train.models.optimizer import MasterAdamW, make_optimizer
 from rlver.train.models.reference import Reference
 from rlver.train.plan.live_bytes import LiveBytes
 from rlver.train.runs.checkpoint import _optimizer_tensors, _restore_optimizer
 from rlver.train.runs.training_run import run
-from rlver.train.settings import ModelSettings
 
 
 def talk(length: int, trained: int, seed: int = 0) -> Sample:
@@ -93,10 +92,10 @@ def test_logits_in_pieces_are_the_same_logits(words: Any, tied: bool) -> None:
         model.zero_grad()
         hidden = hidden_states(model, batch)
         with LiveBytes(model.parameters()) as live:
-            logprobs, spread = logprobs_and_entropies(model, hidden, batch.targets, 0.7, size)
-            (logprobs * torch.linspace(-1, 1, 75) + 0.3 * spread).sum().backward()
+            logprobs, entropies = logprobs_and_entropies(model, hidden, batch.targets, 0.7, size)
+            (logprobs * torch.linspace(-1, 1, 75) + 0.3 * entropies).sum().backward()
         assert torch.equal(logprobs, token_logprobs(model, hidden, batch.targets, 0.7, size))
-        found.append(torch.cat([logprobs.detach(), spread.detach(), gradient_of(model)]))
+        found.append(torch.cat([logprobs.detach(), entropies.detach(), gradient_of(model)]))
         peaks.append(live.peak)
     for other in found[1:]:
         assert torch.allclose(other, found[0], rtol=1e-6, atol=1e-6 * float(found[0].abs().max()))
@@ -199,7 +198,7 @@ def test_no_copy_is_made_where_nothing_pulls_back(speakers: Any, words: Any, mon
     for kl, expected in ((0.1, 1), (0.0, 0)):
         trainer = make(speakers, words, kl=kl)
         copies.clear()
-        trainer = type(trainer)(trainer.config, trainer.model, words, trainer.agents)
+        trainer = type(trainer)(trainer.config, trainer.model, words, trainer.users)
         assert copies.count("Qwen2ForCausalLM") == expected
         metrics, _ = trainer.step(0)
         assert ("kl" in metrics) == (trainer.reference is not None) == bool(kl)
@@ -213,13 +212,13 @@ def test_a_reference_waits_on_the_cpu_and_answers_as_the_start(words: Any) -> No
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1
-    with reference.at_work():
+    with reference.on_device():
         assert torch.equal(reference(batch), before)
     # Where the policy lies elsewhere, the copy follows it only while it works.
-    reference._work = torch.device("meta")
+    reference._device = torch.device("meta")
     moves: list[torch.device] = []
     reference.model.to = lambda device: moves.append(device)  # type: ignore[assignment]
-    with reference.at_work():
+    with reference.on_device():
         assert moves == [torch.device("meta")]
     assert reference.model.device.type == "cpu"
 

@@ -21,15 +21,15 @@ from rlver.policies.load import load_policy
 from rlver.policies.local import LocalPolicy
 from rlver.rollout import play
 from rlver.stories.generate import generate
-from rlver.train.batch import collate, hidden_states
+from rlver.train.batch import collate
+from rlver.train.config import ModelSettings
+from rlver.train.forward import hidden_states, token_logprobs
 from rlver.train.models.adapters import CRITIC, active, adapter_parameters, using
 from rlver.train.models.critic import AdapterCritic, make_critic
-from rlver.train.models.loading import checkpoint_gradients, learning, load_for_training
-from rlver.train.models.logits import token_logprobs
+from rlver.train.models.loading import checkpoint_gradients, load_for_training, trainable_parameters
 from rlver.train.models.reference import Reference
 from rlver.train.plan.live_bytes import LiveBytes
 from rlver.train.runs.training_run import run
-from rlver.train.settings import ModelSettings
 
 pytest.importorskip("peft")
 
@@ -69,8 +69,8 @@ def test_only_adapters_learn(base: Path) -> None:
     whole, _ = load_for_training(base, ModelSettings())
     assert torch.equal(logprobs(model), logprobs(whole)), "a fresh adapter changes nothing"
     wide = sum(m.in_features + m.out_features for m in whole.get_decoder().modules() if isinstance(m, torch.nn.Linear))
-    assert sum(parameter.numel() for parameter in learning(model)) == RANK * wide
-    assert [p for p in model.parameters() if p.requires_grad] == learning(model)
+    assert sum(parameter.numel() for parameter in trainable_parameters(model)) == RANK * wide
+    assert [p for p in model.parameters() if p.requires_grad] == trainable_parameters(model)
     some, _ = load_for_training(base, ModelSettings(lora=RANK, lora_targets=["q_proj", "v_proj"], lora_alpha=8))
     assert {name.split(".")[-3] for name in adapter_parameters(some, ADAPTER)} == {"q_proj", "v_proj"}
     assert some.get_decoder().layers[0].self_attn.q_proj.scaling == {ADAPTER: 2.0}
@@ -80,7 +80,7 @@ def test_only_adapters_learn(base: Path) -> None:
 
 def test_adapters_are_float32_on_a_base_that_is_not(base: Path) -> None:
     model = adapted(base, dtype="bfloat16")
-    assert {parameter.dtype for parameter in learning(model)} == {torch.float32}
+    assert {parameter.dtype for parameter in trainable_parameters(model)} == {torch.float32}
     assert model.dtype == torch.bfloat16 and logprobs(model).dtype == torch.float32
 
 
@@ -126,7 +126,7 @@ def test_policy_and_critic_learn_beside_each_other(base: Path, forgetful: bool) 
         policy = token_logprobs(model, hidden_states(model, batch), batch.targets, 1.0).sum()
         return [policy, critic(batch).pow(2).sum()]
 
-    sets = [learning(model), critic.learning()]
+    sets = [trainable_parameters(model), critic.trainable_parameters()]
     assert not {id(p) for p in sets[0]} & {id(p) for p in sets[1]}
     alone = []
     for which in (0, 1):
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_adapters(base: Path) -> N
             hidden = hidden_states(model, collate([talk(90, 60)]))
             held.append(live.now)
             hidden.pow(2).sum().backward()
-        found.append(gradients(learning(model)))
+        found.append(gradients(trainable_parameters(model)))
     assert torch.allclose(found[0], found[1], rtol=1e-6, atol=1e-6 * float(found[0].abs().max()))
     assert held[1] < 0.4 * held[0]
 
@@ -164,7 +164,7 @@ def test_sampler_and_trainer_agree_with_adapters(speakers: Any, words: Any, base
     for algo in ("grpo", "ppo"):
         trainer = make(speakers, words, algo=algo, lora=RANK, kl=0.1, lr=1e-2)
         model = load_for_training(base, trainer.config)[0]
-        trainer = type(trainer)(trainer.config, model, words, trainer.agents)
+        trainer = type(trainer)(trainer.config, model, words, trainer.users)
         for step in range(3):
             assert trainer.step(step)[0]["logprob_gap"] < 1e-4
         assert adapter_parameters(model, ADAPTER) and not torch.equal(logprobs(model), bare(model))
@@ -290,6 +290,6 @@ def test_the_critic_keeps_only_its_adapter(base: Path) -> None:
     model = adapted(base)
     critic = make_critic(model)
     sizes = sum(parameter.numel() for parameter in critic.parameters())
-    assert sizes == sum(p.numel() for p in learning(model)) + model.config.hidden_size + 1
+    assert sizes == sum(p.numel() for p in trainable_parameters(model)) + model.config.hidden_size + 1
     assert sum(tensor.numel() for tensor in critic.state_dict().values()) == sizes
     assert adapter_parameters(model, CRITIC).keys() == adapter_parameters(model, ADAPTER).keys()

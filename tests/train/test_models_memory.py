@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from toys import Toy, quick, save
+from toys import Toy, quick, records_of, save
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlver.cli.main import main
 from rlver.core.profile import ChatIntention
 from rlver.formats.profile_files import write_profiles
 from rlver.stories.generate import generate
-from rlver.train.batch import from_trace
+from rlver.train.batch import from_dialogue
 from rlver.train.config import TrainConfig
 from rlver.train.models.loading import load_for_training
 from rlver.train.plan.live_bytes import LiveBytes
-from rlver.train.plan.longest_dialogue import Longest, longest
-from rlver.train.plan.memory import MemoryPlan, plan
+from rlver.train.plan.longest_dialogue import LongestDialogue, longest_dialogue
+from rlver.train.plan.memory import MemoryPlan, plan_memory
 from rlver.train.trainer import Trainer
 from rlver.users.embedded.user import EmbeddedUser
 
@@ -34,7 +34,7 @@ LARGE = Qwen2Config(
     tie_word_embeddings=False,
 )
 """Qwen2.5-7B's shape."""
-TALK = Longest(opening=209, utterance=163, replies=9, max_tokens=256, think=False, heard=0)
+TALK = LongestDialogue(opening=209, utterance=163, replies=9, max_tokens=256, think=False, heard=0)
 
 
 def gigabytes(found: MemoryPlan) -> dict[str, float]:
@@ -42,10 +42,10 @@ def gigabytes(found: MemoryPlan) -> dict[str, float]:
     return {part.name: part.bytes / 1e9 for part in found.parts}
 
 
-def of_large(longest: Longest = TALK, **settings: Any) -> MemoryPlan:
+def of_large(longest: LongestDialogue = TALK, **settings: Any) -> MemoryPlan:
     """The plan for the large model on a GPU that is not here."""
     config = TrainConfig(batch=32, max_tokens=256, **settings)
-    return plan(config, LARGE, longest, torch.device("cuda"))
+    return plan_memory(config, LARGE, longest, torch.device("cuda"))
 
 
 def size(tensors: Any) -> int:
@@ -100,12 +100,12 @@ def test_the_plan_is_what_a_run_takes(
         clear()
 
     monkeypatch.setattr(sampler, "clear", spy)
-    trainer.step(0)
-    samples = [from_trace(trace) for trace in trainer.policy.traces]
+    _, dialogues = trainer.step(0)
+    samples = [from_dialogue(dialogue) for dialogue in dialogues]
     length = max(map(len, samples))
-    opening = min(reply.start for trace in trainer.policy.traces for reply in trace.replies)
-    met = Longest(opening, 0, 1, length - opening, False, 0)
-    expected = {part.name: part.bytes for part in plan(config, model.config, met, model.device).parts}
+    opening = min(len(records_of(dialogue)[0].prompt_ids) for dialogue in dialogues)
+    met = LongestDialogue(opening, 0, 1, length - opening, False, 0)
+    expected = {part.name: part.bytes for part in plan_memory(config, model.config, met, model.device).parts}
 
     critic, optimizers = trainer.critic, trainer.optimizers.values()
     learned = [p for o in optimizers for group in o.param_groups for p in group["params"]]
@@ -145,14 +145,16 @@ def test_the_plan_is_what_a_run_takes(
 def test_no_dialogue_is_longer_than_the_longest(base: Path, words: Any) -> None:
     """And none that takes all its tokens is much shorter."""
     config = quick(base, batch=16, max_tokens=10, temperature=3.0)
-    agent = EmbeddedUser("en", "vanilla", "train")
-    bound = longest(config, words, agent, None)
+    user = EmbeddedUser("en", "vanilla", "train")
+    bound = longest_dialogue(config, words, user, None)
     model, _ = load_for_training(base, config)
-    trainer = Trainer(config, model, words, agent)
-    trainer.step(0)
-    lengths = [len(from_trace(trace)) for trace in trainer.policy.traces]
+    trainer = Trainer(config, model, words, user)
+    _, dialogues = trainer.step(0)
+    lengths = [len(from_dialogue(dialogue)) for dialogue in dialogues]
     assert max(lengths) <= bound.sample <= 3 * max(lengths)
-    thinking = Longest(**{**{name: getattr(bound, name) for name in Longest.__dataclass_fields__}, "think": True})
+    thinking = LongestDialogue(
+        **{**{name: getattr(bound, name) for name in LongestDialogue.__dataclass_fields__}, "think": True}
+    )
     assert thinking.context == bound.context and thinking.sample == bound.sample + 8 * 10
 
 
@@ -220,7 +222,7 @@ def test_a_dry_run_tells_and_writes_nothing(base: Path, tmp_path: Path, capsys: 
     assert main([*arguments, "--set", "device_memory_gb=0.01", "--set", "dtype=float32"]) == 0
     assert "MORE than" in capsys.readouterr().out
     write_profiles(profiles, [generate("en", "train", 1)[0].model_copy(update={"intention": ChatIntention.WAIT})])
-    assert main([*arguments, "--set", "simulator=openai:some-model"]) == 0
+    assert main([*arguments, "--set", "user=openai:some-model"]) == 0
     assert "may speak longer than the embedded user" in capsys.readouterr().out
     assert main(["train", "--policy", str(tmp_path / "shape"), "--dry-run", "--set", "max_tokens=400"]) == 0
     assert "longer than the 2048 positions" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import Toy, configure, gradient_of, make, weights_of
 
-from rlver.inference.engines.built_in import BuiltInEngine
+from rlver.inference.engines.built_in import LocalEngine
 from rlver.train.config import load_config
 from rlver.train.trainer import Trainer
 
@@ -93,15 +93,15 @@ def test_dialogues_weigh_the_same_by_default(speakers: Any, words: Any) -> None:
 class Moody(Toy):
     """Delighted by everything some users hear, and moved by letters in the others."""
 
-    def open(self, profile: Any, seed: int) -> Any:
+    async def open(self, dialogue: Any, seed: int) -> Any:
         """Whether somebody is easy is drawn from the seed."""
         self.easy = getattr(self, "easy", {})
         self.easy[seed] = seed % 2 == 0
-        return super().open(profile, seed)
+        return await super().open(dialogue, seed)
 
-    def react(self, dialogue: Any, seed: int) -> Any:
+    async def react(self, dialogue: Any, seed: int) -> Any:
         """Easy users like all replies alike."""
-        reaction = super().react(dialogue, seed)
+        reaction = await super().react(dialogue, seed)
         if self.easy[seed]:
             return reaction.model_copy(update={"change": 10.0, "utterance": "Go on."})
         return reaction
@@ -117,7 +117,6 @@ def test_flat_groups(speakers: Any, words: Any, way: Any) -> None:
         assert len(dialogues) == 16 and any(flat)
     else:
         assert not any(flat) and (len(dialogues) == 16) is (way == "refill")
-    assert len(trainer.traces) == len(dialogues)
 
 
 @pytest.mark.parametrize("way", ["skip", "refill"])
@@ -137,16 +136,16 @@ def test_another_sampler_is_corrected_for(speakers: Any, words: Any) -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    trainer.policy.engine = BuiltInEngine(other)
-    seen: list[Any] = []
-    update = trainer._update
-    trainer._update = lambda experiences: (seen.extend(experiences), update(experiences))[1]  # type: ignore[method-assign]
+    trainer.policy.engine = LocalEngine(other)
+    used: list[Any] = []
+    compute = trainer.compute_gradients
+    trainer.compute_gradients = lambda samples, row: (used.extend(row), compute(samples, row))[1]  # type: ignore[method-assign]
     metrics, _ = trainer.step(0)
     assert metrics["logprob_gap"] > 0.01 and metrics["importance"] != 1
-    for experience in seen:
-        ratio = (experience.old - experience.sample.logprobs).exp()
+    for experience in used:
+        ratio = (experience.old_logprobs - experience.sampler_logprobs).exp()
         assert torch.equal(experience.importance, ratio.clamp(max=1.5))
-    assert any((e.importance == 1.5).any() for e in seen) and any((e.importance < 1).any() for e in seen)
+    assert any((e.importance == 1.5).any() for e in used) and any((e.importance < 1).any() for e in used)
 
 
 def test_a_true_sampler_needs_no_correction(speakers: Any, words: Any) -> None:

@@ -16,6 +16,8 @@ from toys import quick, same
 from transformers import Qwen2ForCausalLM
 
 from rlver.inference.cores import Cores
+from rlver.train.config import ModelSettings
+from rlver.train.forward import Backward, accumulate_gradients
 from rlver.train.models import adapters
 from rlver.train.models.loading import checkpoint_gradients
 from rlver.train.runs.training_run import run
@@ -60,7 +62,7 @@ def test_gradients_are_those_of_one_after_another(model: Qwen2ForCausalLM) -> No
     found = []
     for threads in (1, 2):
         model.zero_grad()
-        losses = learn(Cores(model, threads), work, parts, list(model.parameters()))
+        losses = accumulate_gradients(work, parts, list(model.parameters()), Cores(model, threads))
         found.append((losses, [parameter.grad for parameter in model.parameters()]))
     (one, ones), (other, others) = found
     model.zero_grad()
@@ -80,7 +82,7 @@ def test_what_fails_in_a_worker_fails_here(model: Qwen2ForCausalLM) -> None:
         raise MemoryError(f"part {part}")
 
     with pytest.raises(MemoryError, match="part 1"):
-        learn(Cores(model, 2), work, [1, 2, 3], list(model.parameters()))
+        accumulate_gradients(work, [1, 2, 3], list(model.parameters()), Cores(model, 2))
 
 
 def test_passes_that_share_a_state_go_one_after_another(model: Qwen2ForCausalLM, monkeypatch: Any) -> None:

@@ -24,7 +24,7 @@ from rlver.core.errors import RlverError
 from rlver.inference import cores
 from rlver.train.config import TrainConfig
 from rlver.train.runs.checkpoint import Checkpoints, load_weights
-from rlver.train.runs.run_folder import cut
+from rlver.train.runs.run_folder import truncate
 from rlver.train.runs.training_run import run
 from rlver.train.trainer import Trainer
 
@@ -129,7 +129,7 @@ def test_a_line_may_break_inside_a_character(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     whole = '{"step": 1, "reply": "慢慢说"}\n'.encode()
     file.write_bytes(whole + whole.replace(b"1", b"2")[:-5])
-    cut(file, 1)
+    truncate(file, 1)
     assert file.read_bytes() == whole
 
 

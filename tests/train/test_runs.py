@@ -91,7 +91,7 @@ def test_the_same_command_gives_the_same_bytes(base: Path, whole: dict[str, Path
 
 
 def test_a_thinking_run_in_chinese_with_guarded_users_repeats_too(thinker: Path, tmp_path: Path) -> None:
-    config = quick(thinker, think=True, user="challenging", language="zh", steps=2, epochs=2, max_tokens=14)
+    config = quick(thinker, think=True, user_type="challenging", language="zh", steps=2, epochs=2, max_tokens=14)
     for name in ("one", "two"):
         run(config, thinker, tmp_path / name)
     assert same(tmp_path / "one", tmp_path / "two")
@@ -143,8 +143,8 @@ def test_a_run_can_break_anywhere_and_go_on(
 
 def test_learning_rates_rise_and_fall_and_survive_a_break(base: Path, whole: dict[str, Path], tmp_path: Path) -> None:
     config = quick(base, warmup=1, final_rate=0.25, steps=5)
-    assert [config.rate(step) for step in range(5)] == pytest.approx([0.5, 1.0, 0.8125, 0.625, 0.4375])
-    assert quick(base, warmup=0, steps=3).rate(2) == 1.0
+    assert [config.learning_rate_factor(step) for step in range(5)] == pytest.approx([0.5, 1.0, 0.8125, 0.625, 0.4375])
+    assert quick(base, warmup=0, steps=3).learning_rate_factor(2) == 1.0
 
     class Crash(Exception):
         pass

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlver.policies.local import Reply, Trace
-from rlver.train.batch import Batch, Sample, collate, from_trace, hidden_states, micro_batches
+from rlver.core.dialogue import TokenRecord
+from rlver.train.batch import Batch, Sample, collate, find_prefix, from_records, micro_batches
+from rlver.train.forward import hidden_states
 from rlver.train.models.loading import checkpoint_gradients
-from rlver.train.shared_prefix import find_prefix
 
 MODELS = ["qwen2.5", "qwen2-window", "qwen3", "llama3", "gemma2", "gemma3", "mistral", "mistral-unigram"]
 SYSTEM = 14
@@ -35,12 +35,12 @@ def make_samples(groups: Sequence[int] = (3, 2, 1), seed: int = 0, think: bool =
     for size in groups:
         opening = system + some(4, 8)
         for _ in range(size):
-            trace = Trace(list(opening))
+            context, records = list(opening), list[TokenRecord]()
             for _ in range(rng.randint(1, 3)):
                 ids = some(2, 7)
-                trace.context += [] if not trace.replies else ([] if think else trace.replies[-1].ids) + some(2, 5)
-                trace.replies.append(Reply(len(trace.context), ids, [-1.0] * len(ids)))
-            samples.append(from_trace(trace))
+                context += [] if not records else ([] if think else records[-1].token_ids) + some(2, 5)
+                records.append(TokenRecord(list(context), ids, [-1.0] * len(ids)))
+            samples.append(from_records(records))
     return samples
 
 
@@ -93,8 +93,8 @@ def test_gradients_are_those_of_rows_alone(name: str, groups: tuple[int, ...]) -
 def test_gradients_are_the_same_every_time(model: Any) -> None:
     """To the bit, on two threads: what many rows say about one beginning is added up in one order."""
     # Long ones: a few numbers are added up by one thread.
-    traces = [Trace([7] * 600 + [g] * 4, [Reply(604, [8, 9], [-1.0, -1.0])]) for g in range(3)] * 8
-    batch = collate([from_trace(trace) for trace in traces])
+    records = [TokenRecord([7] * 600 + [g] * 4, [8, 9], [-1.0, -1.0]) for g in range(3)] * 8
+    batch = collate([from_records([record]) for record in records])
     assert batch.prefix is not None
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -118,9 +118,9 @@ def test_nothing_is_computed_twice(model: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_rollouts_of_a_profile_stand_together_where_their_lengths_allow() -> None:
     """Whatever order the update draws."""
     rng = random.Random(0)
-    traces = [Trace([7] * SYSTEM + [g] * 6, [Reply(SYSTEM + 6, [rng.randrange(99)], [-1.0])]) for g in range(4)] * 4
-    rng.shuffle(traces)
-    samples = [from_trace(trace) for trace in traces]
+    records = [TokenRecord([7] * SYSTEM + [g] * 6, [rng.randrange(99)], [-1.0]) for g in range(4)] * 4
+    rng.shuffle(records)
+    samples = [from_records([record]) for record in records]
     for part in micro_batches(samples, 8 * len(samples[0])):
         prefix = collate([samples[i] for i in part]).prefix
         assert prefix is not None and prefix.ids.shape == (2, SYSTEM + 5)
@@ -173,13 +173,12 @@ def test_packed_turns_share_nothing() -> None:
 
 def test_what_predicts_a_trained_token_is_never_shared() -> None:
     """Also where dialogues are alike to the end, or one opening is the beginning of another's."""
-    trace = Trace([5] * 9, [Reply(9, [6, 7], [-1.0, -1.0])])
-    longer = Trace([5] * 12, [Reply(12, [6, 7], [-1.0, -1.0])])
-    for traces in ([trace, trace], [trace, longer, longer, trace]):
-        batch = collate([from_trace(t) for t in traces])
+    short, long = (from_records([TokenRecord([5] * length, [6, 7], [-1.0, -1.0])]) for length in (9, 12))
+    for samples in ([short, short], [short, long, long, short]):
+        batch = collate(samples)
         assert batch.prefix is not None and batch.prefix.ids.shape[1] == 8
         assert int((batch.sources - 8).min()) == 0
-    assert collate([from_trace(trace)]).prefix is None
+    assert collate([short]).prefix is None
 
 
 _rows = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=7), min_size=1, max_size=7)

@@ -16,15 +16,16 @@ from toys import (
     gradient_of,
     make,
     modes,
+    records_of,
     standardised,
     turn_logprobs,
     weights_of,
 )
 
-import rlver.train.advantages.estimate as estimate_module
+import rlver.train.advantages as advantages_module
 from rlver.core.dialogue import StopReason
 from rlver.stories.generate import generate
-from rlver.train.batch import from_trace
+from rlver.train.batch import from_dialogue
 from rlver.train.credit import returns, turn_rewards
 from rlver.train.trainer import Trainer
 
@@ -47,20 +48,20 @@ def test_what_is_trained_is_what_was_sampled(speakers: Any, words: Any, think: b
     trainer = make(speakers, words, think=think, max_tokens=14)
     _, dialogues = trainer.step(0)
     chat = trainer.policy.chat
-    for dialogue, trace in zip(dialogues, trainer.policy.traces, strict=True):
-        sample = from_trace(trace)
-        assert sample.ids[sample.trained].tolist() == [i for reply in trace.replies for i in reply.ids]
-        assert sample.logprobs.tolist() == pytest.approx([p for reply in trace.replies for p in reply.logprobs])
-        assert [chat.decode(reply.ids) for reply in trace.replies] == [turn.raw for turn in dialogue.turns]
+    for dialogue in dialogues:
+        sample, records = from_dialogue(dialogue), records_of(dialogue)
+        assert sample.ids[sample.trained].tolist() == [i for record in records for i in record.token_ids]
+        assert sample.logprobs.tolist() == pytest.approx([p for record in records for p in record.logprobs])
+        assert [chat.decode(record.token_ids) for record in records] == [turn.raw for turn in dialogue.turns]
         # What is not trained is everything else: system prompt, the user's words, marks around them.
         rest = torch.ones(len(sample), dtype=torch.bool)
         rest[sample.trained] = False
         expected = chat.opening(dialogue.opening)
-        for turn, reply in zip(dialogue.turns[:-1], trace.replies, strict=False):
+        for turn, record in zip(dialogue.turns[:-1], records, strict=False):
             assert turn.reaction is not None
             if think:
                 expected += [*chat.text(turn.reply), chat.stop]
-            elif reply.ids[-1] != chat.stop:
+            elif record.token_ids[-1] != chat.stop:
                 expected.append(chat.stop)
             expected += chat.turn(turn.reaction.utterance)
         assert sample.ids[rest].tolist() == expected
@@ -82,18 +83,17 @@ def test_the_gradient_by_hand(speakers: Any, words: Any, think: bool, kl: float)
     model = copy.deepcopy(trainer.model)
     metrics, dialogues = trainer.step(0)
     advantages = standardised([dialogue.reward for dialogue in dialogues], 4)
-    traces = trainer.policy.traces
-    lengths = {sum(len(reply.ids) for reply in trace.replies) for trace in traces}
+    lengths = {sum(len(record.token_ids) for record in records_of(dialogue)) for dialogue in dialogues}
     assert max(lengths) >= 3 * min(lengths) and any(advantages)
 
     model.zero_grad()
     loss = torch.tensor(0.0)
-    for trace, advantage in zip(traces, advantages, strict=True):
-        new = torch.cat(turn_logprobs(model, trace))
+    for dialogue, advantage in zip(dialogues, advantages, strict=True):
+        new = torch.cat(turn_logprobs(model, dialogue))
         with torch.no_grad():
-            start = torch.cat(turn_logprobs(reference, trace))
+            start = torch.cat(turn_logprobs(reference, dialogue))
         ratio = start - new
-        loss = loss - (advantage * new - kl * (ratio.exp() - 1 - ratio)).mean() / len(traces)
+        loss = loss - (advantage * new - kl * (ratio.exp() - 1 - ratio)).mean() / len(dialogues)
     loss.backward()
     found, expected = gradient_of(trainer.model), gradient_of(model)
     assert expected.abs().max() > 1e-3
@@ -125,13 +125,13 @@ def test_what_was_rewarded_becomes_more_likely(speakers: Any, words: Any, algo: 
     if algo == "grpo":
         advantages = standardised(rewards, 4)
     else:  # the critic knows nothing yet: what counts is the mean over all tokens
-        sizes = [sum(len(reply.ids) for reply in trace.replies) for trace in trainer.policy.traces]
+        sizes = [sum(len(record.token_ids) for record in records_of(dialogue)) for dialogue in dialogues]
         advantages = (np.array(rewards) - np.average(rewards, weights=sizes)).tolist()
     assert max(advantages) > 0 > min(advantages)
     moved = {True: 0.0, False: 0.0}
     with torch.no_grad():
-        for trace, advantage in zip(trainer.policy.traces, advantages, strict=True):
-            gain = [torch.cat(turn_logprobs(model, trace)).mean() for model in (trainer.model, before)]
+        for dialogue, advantage in zip(dialogues, advantages, strict=True):
+            gain = [torch.cat(turn_logprobs(model, dialogue)).mean() for model in (trainer.model, before)]
             moved[advantage > 0] += abs(advantage) * float(gain[0] - gain[1])
     assert moved[True] > 0 > moved[False]
 
@@ -160,16 +160,18 @@ def test_kl_pulls_back_to_the_start(speakers: Any, words: Any) -> None:
         for parameter in trainer.model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     moved = copy.deepcopy(trainer.model)
-    metrics, _ = trainer.step(0)
+    metrics, dialogues = trainer.step(0)
     assert metrics["kl"] > 0.01 and metrics["loss"] == pytest.approx(0, abs=1e-6)
 
     @torch.no_grad()
     def divergence(model: Any) -> float:
         """KL(model || reference) at every sampled token, over the whole vocabulary."""
         total = 0.0
-        for trace in trainer.policy.traces:
-            ids = torch.tensor([[*trace.context, *trace.replies[-1].ids]])
-            at = [place - 1 for reply in trace.replies for place in range(reply.start, reply.start + len(reply.ids))]
+        for dialogue in dialogues:
+            records = records_of(dialogue)
+            ids = torch.tensor([[*records[-1].prompt_ids, *records[-1].token_ids]])
+            starts = [(len(record.prompt_ids), len(record.token_ids)) for record in records]
+            at = [place - 1 for start, count in starts for place in range(start, start + count)]
             p, q = (torch.log_softmax(m(input_ids=ids).logits[0, at], -1) for m in (model, trainer.reference.model))
             total += float((p.exp() * (p - q)).sum(-1).mean())
         return total
@@ -191,18 +193,18 @@ def test_ppo_discounts_turns_and_not_tokens(
         calls.append((tensors[1], *found))
         return found
 
-    real = estimate_module.gae
-    monkeypatch.setattr(estimate_module, "gae", spy)
+    real = advantages_module.gae
+    monkeypatch.setattr(advantages_module, "gae", spy)
     trainer = make(speakers, words, algo="ppo", credit=credit, lam=lam, gamma=0.5, critic_lr=1e-2)
     trainer.step(0)
     calls.clear()
     _, dialogues = trainer.step(1)
     gamma = 0.5 if credit == "turn" else 1.0
-    for dialogue, trace, (values, advantages, targets) in zip(dialogues, trainer.policy.traces, calls, strict=True):
+    for dialogue, (values, advantages, targets) in zip(dialogues, calls, strict=True):
         assert values.abs().max() > 0
         assert torch.allclose(targets, advantages + values)
         rewards = turn_rewards(dialogue, credit)
-        sizes = [len(reply.ids) for reply in trace.replies]
+        sizes = [len(record.token_ids) for record in records_of(dialogue)]
         starts = np.cumsum([0, *sizes])
         # lambda-return of a turn: its reward, then the next turn's first value or lambda-return.
         expected = 0.0

@@ -19,7 +19,7 @@ from rlver.policies.load import load_policy
 from rlver.stories import benchmark_profiles
 from rlver.stories.generate import generate
 from rlver.train.runs.outcome import Outcome, read_outcome
-from rlver.train.runs.profiles import EVALUATION_SEED, evaluation_profiles
+from rlver.train.runs.participants import EVALUATION_SEED, evaluation_profiles
 from rlver.train.runs.run_folder import read_json
 from rlver.train.runs.training_run import run
 from rlver.train.runs.validation import Best, Evaluator, Score, score_of
@@ -52,9 +52,9 @@ def test_evaluations_stand_among_the_metrics_and_leave_training_alone(evaluated:
 def test_the_numbers_are_those_of_a_benchmark_of_the_policy(evaluated: Path, base: Path) -> None:
     """The trained folder, measured by the benchmark's own means on the same people."""
     profiles = generate("en", "validation", 4, EVALUATION_SEED)
-    agent = EmbeddedUser("en", "vanilla", "validation")
+    user = EmbeddedUser("en", "vanilla", "validation")
     policy = load_policy(str(evaluated / "policy"), "en")
-    found = estimate(run_benchmark(profiles, policy, agent, get_preset("sage"), EVALUATION_SEED))
+    found = estimate(run_benchmark(profiles, policy, user, get_preset("sage"), EVALUATION_SEED))
     last = {name: lines(evaluated)[-1][f"eval/vanilla/{name}"] for name in NAMES}
     assert last == {
         "score": found.score,
@@ -64,7 +64,7 @@ def test_the_numbers_are_those_of_a_benchmark_of_the_policy(evaluated: Path, bas
         "failure": found.failure,
     }
     facts = read_json(evaluated / "config.json")["evaluation"]
-    assert facts["users"] == {"vanilla": agent.identity} and facts["n"] == 4
+    assert facts["users"] == {"vanilla": user.identity} and facts["n"] == 4
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -81,13 +81,13 @@ def test_nobody_of_the_benchmark_or_of_training_is_asked(base: Path, language: A
 def test_both_kinds_of_users_are_asked_by_the_model_itself(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = quick(base, user="challenging", eval_every=2, eval_n=3, steps=2)
+    config = quick(base, user_type="challenging", eval_every=2, eval_n=3, steps=2)
     seen: list[Any] = []
     original = run_benchmark
 
-    def spy(profiles: Any, policy: Any, agent: Any, *arguments: Any, **named: Any) -> Any:
-        seen.append((policy.model, policy.model.training, agent.user, agent.phrasing, len(profiles)))
-        return original(profiles, policy, agent, *arguments, **named)
+    def spy(profiles: Any, policy: Any, user: Any, *arguments: Any, **named: Any) -> Any:
+        seen.append((policy.model, policy.model.training, user.user_type, user.phrasing, len(profiles)))
+        return original(profiles, policy, user, *arguments, **named)
 
     trained: list[Any] = []
     monkeypatch.setattr(evaluation_module, "run_benchmark", spy)

@@ -39,7 +39,7 @@ def test_a_folder_holds_one_run(base: Path, half: Path) -> None:
     before = (half / "metrics.jsonl").read_bytes()
     sentence = refused(config, base, half)
     assert str(half) in sentence and "--resume" in sentence
-    for change in ({"lr": 1e-4}, {"algo": "grpo"}, {"seed": 3}, {"user": "challenging"}):
+    for change in ({"lr": 1e-4}, {"algo": "grpo"}, {"seed": 3}, {"user_type": "challenging"}):
         sentence = refused(config.model_copy(update=change), base, half, resume=True)
         assert str(half) in sentence and next(iter(change)) in sentence and "batch" not in sentence
     assert (half / "metrics.jsonl").read_bytes() == before
