@@ -42,7 +42,6 @@ _HOMES = {
         "load_profiles",
         "load_run",
         "play",
-        "train",
     ),
     "rlver.core.dialogue": ("Dialogue", "Opening", "Reaction", "Reply"),
     "rlver.core.emotion": ("Preset",),
@@ -80,6 +79,8 @@ __all__ = [  # noqa: RUF022  # by what they are for
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("rlver.version").version()
+    if name == "train":
+        return import_module("rlver.train")  # the package can be called
     if name not in _HOME_OF:
         raise AttributeError(f"module 'rlver' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

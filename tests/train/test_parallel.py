@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from operations import ROOT, first_difference
-from rlver.train.parallel import Backward, learn
-from rlver.train.settings import ModelSettings
 from toys import quick, same
 from transformers import Qwen2ForCausalLM
 
