@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlver.core.dialogue import Dialogue, Reaction, StopReason, is_farewell
+from rlver.core.dialogue import Dialogue, Opening, Reaction, Reply, StopReason, TokenRecord, is_farewell
 from rlver.core.emotion import PRESETS, Band, band, get_preset
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, Unreadable
 from rlver.core.profile import Profile
 from rlver.stories.generate import generate
 
@@ -116,7 +116,7 @@ def test_every_stop_reason_is_reached_and_explained() -> None:
     step(farewell, 5, "Thanks, goodbye!")
     assert not broken.reply("<think>oops</think>")
     failed.fail("no answer")
-    unread.fail("no number", StopReason.UNREADABLE)
+    unread.fail(Unreadable("no number"))
     left_out = [broken, failed, unread]
     ended = [run(begin(), *[10] * 6), run(begin(), *[-10] * 4), farewell, run(begin(), *[0] * 9), *left_out]
     assert [reason for reason in StopReason if not reason.scored] == [StopReason.ERROR, StopReason.UNREADABLE]
@@ -233,8 +233,27 @@ def test_a_broken_format_earns_nothing(think: bool, raw: str) -> None:
 
 def test_told_facts_are_kept() -> None:
     dialogue = Dialogue(PROFILE, PRESETS["sage"])
-    dialogue.begin("Hello.", fact=2)
+    dialogue.begin(Opening("Hello.", fact=2))
     for fact in (0, None, 5):
         assert dialogue.reply("I see.")
         dialogue.react(Reaction(change=0, utterance="Well.", fact=fact))
     assert dialogue.told == {0, 2, 5}
+
+
+def test_callbacks_are_called_once_when_the_dialogue_ends() -> None:
+    calls: list[StopReason | None] = []
+    dialogue = begin()
+    dialogue.on_end(lambda: calls.append(dialogue.stop))
+    step(dialogue, 5)
+    assert calls == []
+    dialogue.fail("no answer")
+    dialogue.fail("and again")
+    assert calls == [StopReason.ERROR]
+
+
+def test_transcripts_leave_token_ids_out() -> None:
+    dialogue = begin()
+    tokens = TokenRecord([1, 2, 3], [4, 5], [-0.5, -0.25], lead=1)
+    assert dialogue.reply(Reply.parse("First.", False, tokens))
+    assert dialogue.turns[0].tokens is tokens and tokens.context_ids == [1, 2]
+    assert "tokens" not in dialogue.turns[0].model_dump() and "tokens" not in dialogue.turns[0].model_dump_json()

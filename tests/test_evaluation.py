@@ -16,7 +16,7 @@ from rlver.core.errors import RlverError
 from rlver.core.profile import Character, Intention, Language
 from rlver.core.transcript import Transcript
 from rlver.evaluation.act_matrix import act_matrix, fit_share, repeated_share
-from rlver.evaluation.benchmark import run_benchmark
+from rlver.evaluation.benchmark import Pace, run_benchmark
 from rlver.evaluation.fluency import FluencyCheck, replies_of
 from rlver.evaluation.plots import learning_curve
 from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 
-def play(name: str, count: int = 24, seed: int = 0, batch: int = 64, language: Language = "en") -> list[Transcript]:
+def play(name: str, count: int = 24, seed: int = 0, slots: int = 64, language: Language = "en") -> list[Transcript]:
     profiles = benchmark_profiles(language)[:count]
     policy = ScriptedPolicy(name, language)
-    return run_benchmark(profiles, policy, EmbeddedUser(language), get_preset("sage"), seed, batch=batch)
+    return run_benchmark(profiles, policy, EmbeddedUser(language), get_preset("sage"), seed, pace=Pace(slots))
 
 
 def transcript(
@@ -71,10 +71,10 @@ def test_scripted_baselines_stand_in_the_order_that_they_deserve() -> None:
     assert scores["generic"] < 25
 
 
-def test_same_seed_gives_identical_transcripts_whatever_the_batch() -> None:
+def test_same_seed_gives_identical_transcripts_whatever_the_number_of_slots() -> None:
     whole = play("random", 12)
     assert play("random", 12) == whole
-    assert play("random", 12, batch=5) == whole
+    assert play("random", 12, slots=5) == whole
     assert play("random", 6) == whole[:6]
     assert play("random", 12, seed=1) != whole
 
@@ -83,7 +83,8 @@ def test_repeats_differ_and_progress_reaches_the_end() -> None:
     calls: list[tuple[int, int]] = []
     profiles = benchmark_profiles("zh")[:3]
     transcripts = run_benchmark(
-        profiles, ScriptedPolicy("hedge", "zh"), EmbeddedUser("zh"), get_preset("paper"), 0, repeats=2, batch=2,
+        profiles, ScriptedPolicy("hedge", "zh"), EmbeddedUser("zh"), get_preset("paper"), 0, repeats=2,
+        pace=Pace(2),
         on_progress=lambda done, total: calls.append((done, total)),
     )  # fmt: skip
     assert [t.profile for t in transcripts] == [p.id for p in profiles] * 2
@@ -237,10 +238,10 @@ def test_a_model_folder_resolves_and_does_not_depend_on_the_batch(
     with pytest.raises(RlverError, match="'en'"):
         load_policy(str(tmp_path), "zh")
     runs = []
-    for batch in (6, 2):
+    for slots in (6, 2):
         policy = load_policy(f"hf:{tmp_path}", "en", think=False, max_tokens=8, temperature=1.0)
         profiles = benchmark_profiles("en")[:6]
-        runs.append(run_benchmark(profiles, policy, EmbeddedUser("en"), get_preset("sage"), 0, batch=batch))
+        runs.append(run_benchmark(profiles, policy, EmbeddedUser("en"), get_preset("sage"), 0, pace=Pace(slots)))
     assert runs[0] == runs[1]
     assert assess(policy, runs[0], None).temperature == 1.0
     assert len({tuple(turn.raw for turn in t.turns) for t in runs[0]}) == 6

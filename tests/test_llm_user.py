@@ -225,7 +225,9 @@ def test_user_specs() -> None:
         return LLM(Endpoint(spec, "http://127.0.0.1:1/v1"))
 
     assert load_user("challenging", "en", connect=connect).identity.startswith("embedded/challenging/en/heldout")
-    assert load_user("embedded", "zh", user="challenging", connect=connect).identity.startswith("embedded/challenging")
+    assert load_user("embedded", "zh", user_type="challenging", connect=connect).identity.startswith(
+        "embedded/challenging"
+    )
     assert "judged by" in load_user("openai:m", "en", connect=connect, judges=["openai:j"]).identity
     with pytest.raises(RlverError, match="judges by itself"):
         load_user("embedded", "en", connect=connect, judges=["openai:j"])

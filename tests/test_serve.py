@@ -26,6 +26,7 @@ from rlver.core.dialogue import Dialogue, StopReason
 from rlver.core.emotion import get_preset
 from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript
+from rlver.rollout import run
 from rlver.serve.pieces import Teller
 from rlver.stories import benchmark_profiles
 from rlver.users.embedded.user import EmbeddedUser
@@ -102,14 +103,14 @@ def test_fifty_dialogues_by_a_client_that_remembers_nothing_but_the_talk(url: st
     profiles = {profile.id: profile for profile in benchmark_profiles("en")}
     for number, side in enumerate(sides):
         # The same talk, held without a server, ends in the same way.
-        agent = EmbeddedUser("en", "vanilla", "heldout")
+        simulated_user = EmbeddedUser("en", "vanilla", "heldout")
         dialogue = Dialogue(profiles[side["profile"]], get_preset("sage"))
         seed = derive(side["seed"], "user")
-        dialogue.begin(*agent.open(dialogue.profile, seed))
+        dialogue.begin(run(simulated_user.open(dialogue, seed)))
         turn = 0
         while dialogue.stop is None:
             dialogue.reply(REPLIES[(number + turn) % len(REPLIES)] + " " * turn)
-            dialogue.react(agent.react(dialogue, seed))
+            dialogue.react(run(simulated_user.react(dialogue, seed)))
             turn += 1
         assert (side["stop"], side["emotion"], side["turn"]) == (dialogue.stop, dialogue.emotion, turn)
         assert side["reward"] == dialogue.reward
@@ -196,7 +197,7 @@ def test_a_token_is_asked_for_and_other_addresses_need_one(capsys: pytest.Captur
         assert answer.choices[0].message.content
     for arguments, told in (
         (["--host", "0.0.0.0"], "RLVER_SERVE_TOKEN"), (["--user", "human"], "cannot be served"),
-        (["--user", "none"], "nothing is left"), (["--policy", "scripted:hedge"], "only a folder"),
+        (["--user", "none"], "nothing is left"), (["--policy", "scripted:hedge"], "only the folder of a model"),
     ):  # fmt: skip
         assert main(["serve", *arguments]) == 1
         assert told in capsys.readouterr().err
@@ -238,14 +239,12 @@ def test_a_policy_folder_is_a_chat_model(policy_folder: Path) -> None:
 def test_served_replies_are_those_of_the_sampler(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     from rlver.policies.local import LocalPolicy
     from rlver.policies.prompts import system_prompt
-    from rlver.rollout import run
     from rlver.serve.generate import Generator
 
     policy = LocalPolicy(model, tokenizer, "en", max_tokens=16, temperature=0)
     dialogue = Dialogue(benchmark_profiles("en")[0], get_preset("sage"))
     dialogue.begin("The kettle broke on Monday.")
-    policy.start([dialogue], [1])
-    (raw,) = run(policy.reply([0]), waiting=False)
+    raw = run(policy.reply(dialogue, 1)).raw
     generator = Generator(policy, system_prompt("en", False))
     pieces = list(generator.stream(generator.prompt([("user", dialogue.opening)]), 16, 0, 1))
     assert "".join(piece.text for piece in pieces) == raw

@@ -72,7 +72,8 @@ def record(dialogue: Dialogue, *, policy: str, user: str, prompt: str, seed: int
         seed=seed,
         think=dialogue.think,
         opening=dialogue.opening,
-        turns=dialogue.turns,
+        # Token ids serve training alone, and would fill the memory of a long benchmark.
+        turns=[turn.model_copy(update={"tokens": None}) if turn.tokens else turn for turn in dialogue.turns],
         stop=dialogue.stop,
         score=100.0 * dialogue.reward,
         error=dialogue.error,
