@@ -1,4 +1,4 @@
-"""Think-then-say: properties of the one function that decides what the user sees."""
+"""The think-then-say format: properties of the function that decides what the user sees."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_no_tag_ever_reaches_the_user(pieces: list[str]) -> None:
     assert said.thought and said.reply
     for text in said:
         assert OPEN not in text and CLOSE not in text and text == text.strip()
-    # Nothing is lost and nothing is made up.
+    # No text is lost or added.
     assert raw.lstrip().startswith(OPEN)
     assert [part.strip() for part in raw.strip().removeprefix(OPEN).split(CLOSE)] == list(said)
 
