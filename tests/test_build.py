@@ -107,7 +107,7 @@ def test_faults_of_a_written_profile_are_named(changes: dict[str, Any], fault: s
     assert fault in find_faults(Written.model_validate(written("en", 1, **changes)), "en", "what should i do")
 
 
-def test_a_profile_that_fails_its_checks_is_written_again_or_counted(
+def test_a_profile_that_fails_a_check_is_rewritten_or_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def spoil(item: dict[str, Any], count: int) -> dict[str, Any]:

@@ -433,11 +433,8 @@ def test_keys_appear_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
         llm = client(server)
         with pytest.raises(RlverError) as caught:
             complete(llm)
-    import traceback
-
-    output = (
-        "".join(traceback.format_exception(caught.value)) + caplog.text + repr(llm.endpoint) + repr(vars(llm.tally))
-    )
+    error = "".join(traceback.format_exception(caught.value))
+    output = error + caplog.text + repr(llm.endpoint) + repr(vars(llm.tally))
     assert KEY not in output and "verysecret" not in output
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
     assert "***" in scrub(f"Authorization: Bearer {KEY}") and KEY not in scrub(f"x {KEY}")
