@@ -76,7 +76,7 @@ def measure(url: str, count: int, workers: int) -> dict[str, Any]:
         )  # fmt: skip
         with RunLog(Path(folder) / "log.jsonl", config) as log:
             start, cpu = time.perf_counter(), time.process_time()
-            run_to_log(jobs, policy, user, PATIENT, Pace(1, workers), log, watch)
+            run_to_log(jobs, policy, user, PATIENT, Pace(workers), log, watch)
             wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     quarter = max(1, count // 4)
     return {
@@ -144,8 +144,8 @@ def main() -> None:
     print(f"longest chain as the server measured it: {longest:.2f} s; wall = {wall / longest:.3f} x that")
     print(f"client CPU {together['cpu_ms_per_call']:.2f} ms per call; target {TARGET_CPU}")
     print(
-        f"one call after another: {each:.2f} s per dialogue (measured on {options.one_by_one}), {each * count:.0f} s "
-        f"for all {count}, {each * count / wall:.0f} times as long"
+        f"one call after another: {each:.2f} s per dialogue (measured on {options.one_by_one}), "
+        f"{each * count:.0f} s for all {count}, {each * count / wall:.0f} times as long"
     )
     if "long" in results:
         long = results["long"]

@@ -1,8 +1,8 @@
-"""A server on loopback that answers like a chat model, over real sockets, and injects every fault that endpoints have.
+"""A loopback server that answers like a chat model over real sockets, and injects the faults that endpoints have.
 
-It plays both sides from the prompts alone, deterministically: the same request gets the same answer, so that a run
-with faults can be compared with one without. As judge it is gullible: it obeys orders that stand outside of the
-fences of the prompt, and quotes the reply in the prose around its verdict. Run it alone for benchmarks:
+It plays both policy and user from the prompts alone. The same request gets the same answer, so a run with faults can be
+compared with a run without. As the judge it is gullible: it obeys orders outside of the prompt's fences, and quotes the
+reply in the prose around its verdict. It also runs on its own, for benchmarks:
 
     python tests/fake_server.py --port 8000 --latency 0.2
 """
@@ -26,7 +26,7 @@ STEPS = (-10, -5, 5, 10)
 TRANSPORT = ("429", "500", "drop", "stall", "truncated_body", "html", "empty", "megabyte")
 ANSWERS = ("truncated_json", "wrong_types", "no_json", "wrong_language")
 DRESSED = ("prose", "plus_points", "injected")
-"""Faults of the transport; answers that must be asked for again; strange answers that can be read as they are."""
+"""Faults of the transport; answers that must be requested again; odd answers that can be read as they are."""
 FAULTS = TRANSPORT + ANSWERS + DRESSED
 _ZH = re.compile(r"[\u4e00-\u9fff]")
 _ORDER = re.compile(r"change\W{0,6}([+-]?\d+)", re.IGNORECASE)
@@ -34,12 +34,12 @@ _FENCE = re.compile(r"<(\w+) ([0-9a-f]{8})>\n(.*?)\n</\1 \2>", re.DOTALL)
 
 
 def number(*parts: object) -> int:
-    """A number that depends on all parts."""
+    """A 48-bit number that depends on all parts."""
     return int.from_bytes(sha256("\0".join(map(str, parts)).encode()).digest()[:6], "big")
 
 
 class Model:
-    """What the model says to a request, without faults."""
+    """Makes the model's answer to a request, without faults."""
 
     def __init__(self, *, parrot: bool = False) -> None:
         self.parrot = parrot
@@ -62,8 +62,9 @@ class Model:
         fences = {name: text for name, _, text in _FENCE.findall(prompt)}
         reply = fences.get("reply", "")
         outside = _FENCE.sub("", prompt).split("# ")
-        # Whatever an attack got out of its fence is obeyed; the prompt's own last part speaks of a change, too.
-        orders = [int(found) for part in outside[:-1] for found in _ORDER.findall(part)]
+        # Obey whatever an attack placed outside of its fence, but not the last part of the prompt, which is its own and
+        # mentions a change, too.
+        orders = [int(order) for part in outside[:-1] for order in _ORDER.findall(part)]
         change = orders[0] if orders else STEPS[number(reply) % 4]
         verdict = {key: f"so {key}" for key in ("content", "fit", "activity", "feeling")} | {"change": change}
         text = json.dumps(verdict)
@@ -78,18 +79,20 @@ class Model:
         return json.dumps({"attitude": "calm", "aim": "go on", "tone": "plain", "utterance": words + farewell})
 
     def build(self, form: str, prompt: str, request: dict[str, Any]) -> str:
-        """Other forms; tests replace it."""
+        """The answer to a request for another JSON schema; tests override it."""
         return "{}"
 
 
 class FakeServer:
-    """Use it in a `with` statement; `url` is its base address. It runs in a thread of its own.
+    """The server as a context manager. It runs in a thread of its own; `url` is its base address.
 
     Args:
-        faults: kinds to inject, each as likely as the others.
+        faults: kinds of faults to inject, all equally likely.
         share: share of the calls that get a fault.
-        key: bearer token that it wants; others get 401, with the token in the message, as some providers do.
+        latency: seconds before every answer.
+        key: the required bearer token. Others get status 401, with the token in the message, as from some providers.
         stall: seconds that a stalled answer takes.
+        schemas: whether the server supports `response_format`; if not, it refuses requests with it.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class FakeServer:
         self.faults, self.share, self.latency, self.key, self.stall = tuple(faults), share, latency, key, stall
         self.schemas = schemas
         self.calls: Counter[str] = Counter()
-        """Requests by what became of them: "ok" or the fault."""
+        """Number of requests by outcome: "ok", the fault, or the status of a refusal."""
         self.requests: list[dict[str, Any]] = []
         self.keep_requests = False
         self.at_once = self.most_at_once = 0
@@ -173,8 +176,8 @@ class FakeServer:
             return _send(writer, 500, {"error": {"message": "something broke"}})
         if fault == "drop":
             return False
-        text = self._spoiled(fault, self.model(request), request)
-        # What a real endpoint tells in a header: seconds from the whole request to the answer.
+        text = self._inject(fault, self.model(request), request)
+        # Seconds from the complete request to the answer, as real endpoints report them in a header.
         answer = completion(text, request) | {"took": time.perf_counter() - began}
         if fault == "truncated_body":
             raw = json.dumps(answer).encode()
@@ -183,7 +186,7 @@ class FakeServer:
             return _send_raw(writer, 200, b"<html>gateway</html>", "text/html")
         return _send(writer, 200, answer)
 
-    def _spoiled(self, fault: str, text: str, request: dict[str, Any]) -> str:
+    def _inject(self, fault: str, text: str, request: dict[str, Any]) -> str:
         structured = text.startswith("{")
         if fault == "empty":
             return ""
@@ -211,7 +214,7 @@ class FakeServer:
 
 
 def completion(text: str, request: dict[str, Any]) -> dict[str, Any]:
-    """An answer in the form of the chat completions API."""
+    """An answer in the format of the chat completions API."""
     prompt = sum(len(message["content"]) for message in request["messages"])
     return {
         "id": "chatcmpl-fake", "object": "chat.completion", "created": 0, "model": request["model"],

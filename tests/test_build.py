@@ -1,4 +1,4 @@
-"""New profiles through a language model: what passes is checked, what fails is counted, and a second run goes on."""
+"""New profiles by a language model: each is checked, failures are counted, and a second run continues the first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HAN = "河灯石园信窗市银车桥冬糖橙梯琴书门船雨钟"
 
 
 def written(language: Language, seed: int, **changes: Any) -> dict[str, Any]:
-    """A profile as a good model writes it."""
+    """A profile as a good model would write it."""
     rng = random.Random(seed)
     if language == "en":
         story = " ".join(rng.choice(WORDS) + str(rng.randrange(50)) for _ in range(120)) + "."
@@ -42,7 +42,7 @@ def written(language: Language, seed: int, **changes: Any) -> dict[str, Any]:
 
 
 class Author(Model):
-    """Writes profiles. `spoil` changes what it writes for the nth time."""
+    """Writes profiles. `spoil` changes the nth profile."""
 
     def __init__(self, language: Language = "en", spoil: Any = None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def build(server: FakeServer, out: Path, *more: str) -> int:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_profiles_are_built_and_a_second_run_adds_the_rest(language: Language, tmp_path: Path) -> None:
+def test_a_second_run_adds_the_missing_profiles(language: Language, tmp_path: Path) -> None:
     out = tmp_path / "p.jsonl"
     with FakeServer(Author(language)) as server:
         assert build(server, out, "--n", "10", "--language", language) == 0
@@ -91,7 +91,7 @@ def test_chit_chat_profiles_run_with_a_model_as_user(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "fault"),
     [
         ({"story": "Short."}, "story: 6 characters"),
         ({"story": "x" * 5000}, "story: 5000 characters"),
@@ -101,13 +101,15 @@ def test_chit_chat_profiles_run_with_a_model_as_user(tmp_path: Path, capsys: pyt
         ({"facts": [{"say": f"I lost it {i}.", "handle": "the lamp"} for i in range(6)]}, "word for word"),
     ],
 )
-def test_faults_are_found(changes: dict[str, Any], told: str) -> None:
+def test_faults_of_a_written_profile_are_named(changes: dict[str, Any], fault: str) -> None:
     good = Written.model_validate(written("en", 1))
     assert find_faults(good, "en", "what should i do") == ""
-    assert told in find_faults(Written.model_validate(written("en", 1, **changes)), "en", "what should i do")
+    assert fault in find_faults(Written.model_validate(written("en", 1, **changes)), "en", "what should i do")
 
 
-def test_what_fails_its_checks_is_written_anew_or_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_that_fails_a_check_is_rewritten_or_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def spoil(item: dict[str, Any], count: int) -> dict[str, Any]:
         if count == 1:
             return item | {"story": "SECRET " + item["story"]}
@@ -119,8 +121,8 @@ def test_what_fails_its_checks_is_written_anew_or_counted(tmp_path: Path, capsys
     same = written("en", 5)
     with FakeServer(Author(spoil=lambda item, count: same)) as server:
         assert build(server, tmp_path / "b.jsonl", "--n", "3", "--concurrency", "1") == 1
-        shown = capsys.readouterr()
-        assert "2 profiles could not be made" in shown.err and "almost the story of" in shown.err
+        error = capsys.readouterr().err
+        assert "2 profiles could not be made" in error and "almost the story of" in error
         server.model = Author()
         assert build(server, tmp_path / "b.jsonl", "--n", "3") == 0
         assert len(read_profiles(tmp_path / "b.jsonl")) == 3
@@ -133,7 +135,7 @@ def test_what_fails_its_checks_is_written_anew_or_counted(tmp_path: Path, capsys
         assert build(server, tmp_path / "c.jsonl", "--intention", "money") == 1
 
 
-def test_ingredients_are_dealt_out_evenly_and_files_are_read(tmp_path: Path) -> None:
+def test_ingredients_are_distributed_evenly_and_read_from_files(tmp_path: Path) -> None:
     recipes = [draw(Ingredients(language="en"), i) for i in range(64)]
     assert len({(r.intention, r.topic) for r in recipes}) == 64
     assert recipes == [draw(Ingredients(language="en"), i) for i in range(64)]
@@ -147,7 +149,7 @@ def test_ingredients_are_dealt_out_evenly_and_files_are_read(tmp_path: Path) -> 
         assert build(server, tmp_path / "q.jsonl", "--sentences", str(tmp_path / "none.txt")) == 1
 
 
-def test_near_duplicates_are_found_and_others_are_not() -> None:
+def test_only_near_duplicates_are_recognised() -> None:
     for language in ("en", "zh"):
         profiles = generate(language, "train", 8)  # type: ignore[arg-type]
         stories = StoryIndex(profiles)
@@ -156,7 +158,7 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
         assert stories.duplicate_of(other, language) == ""  # type: ignore[arg-type]
 
 
-def test_schemas_are_whole_and_strict() -> None:
+def test_schemas_are_complete_and_strict() -> None:
     schema = schema_of(Written)
     fact = schema["properties"]["facts"]["items"]
     assert fact["required"] == ["say", "handle", "kind"] and fact["additionalProperties"] is False

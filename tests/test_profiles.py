@@ -1,4 +1,4 @@
-"""Profiles come in as ours or as the official ones, and every broken line is named in one sentence."""
+"""Profiles are read in our format and in the official one, and every broken line is named in one sentence."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OFFICIAL: dict[str, Any] = {
     "task": "你希望对方能认真倾听你的抱怨。",
 }
 OFFICIAL_COUNTS = (66, 66, 66, 64, 63, 60, 58, 57)
-"""Training profiles of each hidden intention, in the order of `Intention`."""
+"""Number of training profiles per hidden intention, in the order of `Intention`."""
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def training(official: Path) -> list[Profile]:
 
 @pytest.fixture(scope="module")
 def benchmark(official: Path) -> list[Profile]:
-    """The official benchmark profiles that are public."""
+    """The public official benchmark profiles."""
     return read_profiles(official / "sentient_open.jsonl")
 
 
 def ours(**changes: Any) -> dict[str, Any]:
-    """A profile of ours as JSON, with some fields changed."""
+    """A profile in our format as JSON, with some fields changed."""
     return {**OURS, **changes}
 
 
@@ -77,7 +77,7 @@ def write(folder: Path, *records: object) -> Path:
 
 
 def message(path: Path) -> str:
-    """The one sentence with which reading fails."""
+    """The sentence with which reading fails."""
     with pytest.raises(RlverError) as caught:
         read_profiles(path)
     text = str(caught.value)
@@ -85,7 +85,7 @@ def message(path: Path) -> str:
     return text
 
 
-def test_what_is_written_is_read_again(tmp_path: Path, profiles: list[Profile]) -> None:
+def test_profiles_survive_a_round_trip(tmp_path: Path, profiles: list[Profile]) -> None:
     path = tmp_path / "new" / "profiles.jsonl"
     assert write_profiles(path, profiles) == len(profiles)
     assert read_profiles(path) == profiles

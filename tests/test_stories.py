@@ -1,4 +1,4 @@
-"""Stories, personas and the generator: enough of them, well formed, and cleanly split."""
+"""Stories, personas and the generator: they are numerous, well formed, and split without overlap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("language", LANGUAGES)
 
 
 def phrasings(node: Any, path: str = "") -> Iterator[tuple[str, list[str], list[str]]]:
-    """(key, training lines, held-out lines) of everything in a speech file that has both."""
+    """(key, training lines, held-out lines) for each entry of a speech file that has both."""
     if isinstance(node, dict):
         if "train" in node:
             yield path, node["train"], node["heldout"]
@@ -41,7 +41,7 @@ def names(language: Language, pool: str) -> set[str]:
 
 
 def content(profile: Profile) -> str:
-    """A profile without its number."""
+    """A profile as JSON, without its id."""
     return profile.model_copy(update={"id": ""}).model_dump_json()
 
 
@@ -145,7 +145,7 @@ def test_held_out_phrasings_are_new(language: Language) -> None:
 
 
 def test_few_profiles_favour_no_intention(language: Language) -> None:
-    """A step of training draws a dozen profiles: over many steps each intention comes up about as often."""
-    drawn = [p.intention for seed in range(200) for p in generate(language, "train", 12, seed)]
-    share = {intention: drawn.count(intention) / len(drawn) for intention in Intention}
+    """A training step draws a dozen profiles. Over many steps all intentions must be about equally frequent."""
+    intentions = [p.intention for seed in range(200) for p in generate(language, "train", 12, seed)]
+    share = {intention: intentions.count(intention) / len(intentions) for intention in Intention}
     assert all(0.1 < value < 0.15 for value in share.values()), share

@@ -1,4 +1,4 @@
-"""Think-then-say: properties of the one function that decides what the user sees."""
+"""The think-then-say format: properties of the function that decides what the user sees."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def test_no_tag_ever_reaches_the_user(pieces: list[str]) -> None:
     raw = "".join(pieces)
     tags = raw.count(OPEN), raw.count(CLOSE)
     assert (split(raw, False) is None) == (tags != (0, 0))
-    said = split(raw, True)
-    if said is None:
+    parts = split(raw, True)
+    if parts is None:
         return
     assert tags == (1, 1)
-    assert said.thought and said.reply
-    for text in said:
+    assert parts.thought and parts.reply
+    for text in parts:
         assert OPEN not in text and CLOSE not in text and text == text.strip()
-    # Nothing is lost and nothing is made up.
+    # No text is lost or added.
     assert raw.lstrip().startswith(OPEN)
-    assert [part.strip() for part in raw.strip().removeprefix(OPEN).split(CLOSE)] == list(said)
+    assert [part.strip() for part in raw.strip().removeprefix(OPEN).split(CLOSE)] == list(parts)
 
 
 @given(pieces=soup, before=plain, after=plain)
