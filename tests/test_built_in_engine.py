@@ -37,17 +37,17 @@ def turns(dialogues: Sequence[Dialogue]) -> list[Any]:
 
 
 @pytest.fixture
-def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows that caches were asked for."""
-    asked: list[int] = []
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows after each request for room in a cache."""
+    numbers: list[int] = []
     reserve = RaggedCache.reserve
 
-    def watched(self: RaggedCache, places: int, slots: int) -> None:
-        reserve(self, places, slots)
-        asked.append(self.places)
+    def watched(self: RaggedCache, rows: int, slots: int) -> None:
+        reserve(self, rows, slots)
+        numbers.append(self.rows)
 
     monkeypatch.setattr(RaggedCache, "reserve", watched)
-    return asked
+    return numbers
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
@@ -68,9 +68,9 @@ def test_an_opening_is_encoded_once_for_all_dialogues_that_begin_with_it(
     fed: list[int] = []
     feed = Sampler.feed
 
-    def watched(self: Sampler, places: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Any:
+    def watched(self: Sampler, rows: Sequence[int], starts: Sequence[int], chunks: Sequence[Sequence[int]]) -> Any:
         fed.append(sum(map(len, chunks)))
-        return feed(self, places, starts, chunks)
+        return feed(self, rows, starts, chunks)
 
     who = policy(model, tokenizer)
     monkeypatch.setattr(Sampler, "feed", watched)
@@ -99,15 +99,19 @@ def test_policies_that_share_an_engine_are_sampled_together(model: Any, tokenize
     for dialogues in run(both()):
         assert sampled_ids(dialogues) == alone
         check_logprobs(model, dialogues)
+    left_open = begun(other)
+    run(other.reply(left_open, 1))
+    with pytest.raises(ValueError, match="1 conversations are open"):
+        run(who.update_weights())
 
 
-def test_slots_change_no_text_and_bound_the_cache(model: Any, tokenizer: Any, places: list[int]) -> None:
+def test_slots_change_no_text_and_bound_the_cache(model: Any, tokenizer: Any, rows: list[int]) -> None:
     whole = rollout(policy(model, tokenizer), Toy())
     for slots in (1, 3, COUNT):
         who, ended = policy(model, tokenizer), list[int]()
-        places.clear()
+        rows.clear()
         dialogues = rollout(who, Toy(), slots=slots, on_end=ended.append)
-        assert max(places) == slots
+        assert max(rows) == slots
         assert ended == list(range(1, COUNT + 1))
         assert sampled_ids(dialogues) == sampled_ids(whole)
         check_logprobs(model, dialogues)
@@ -138,7 +142,7 @@ def test_a_full_batch_takes_fewer_steps(model: Any, tokenizer: Any) -> None:
 
 def is_empty(engine: BuiltInEngine) -> bool:
     """Whether an engine holds no conversation and no cache."""
-    return not (engine._conversations or engine._seats or engine._sampler.cache._stores)
+    return not (engine._conversations or engine._rows._rows or engine._sampler.cache._stores)
 
 
 def test_nothing_is_kept_after_a_batch(model: Any, tokenizer: Any) -> None:
@@ -261,25 +265,32 @@ def test_two_policies_take_turns_in_one_dialogue(model: Any, tokenizer: Any) -> 
     check_logprobs(model, [dialogue])
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["in-turn", "at-once"])
 @pytest.mark.parametrize("choice", [0, 1, 2])
-def test_the_best_of_several_replies_is_taken(model: Any, tokenizer: Any, choice: int, at_once: bool) -> None:
+def test_the_best_of_several_replies_is_taken(model: Any, tokenizer: Any, choice: int) -> None:
     """The engine holds the last reply that it sampled, although the dialogue may go on with another one."""
     who = policy(model, tokenizer)
     dialogue = begun(who)
-
-    async def candidates(seeds: Sequence[int]) -> list[Reply]:
-        if at_once:
-            return list(await asyncio.gather(*(who.reply(dialogue, seed) for seed in seeds)))
-        return [await who.reply(dialogue, seed) for seed in seeds]
-
     expected = who.chat.opening("Why?")
     for turn in range(3):
-        replies = run(candidates([10 * turn + k for k in range(3)]))
-        assert len({reply.raw for reply in replies}) == 3
+        replies = [run(who.reply(dialogue, 10 * turn + k)) for k in range(3)]
+        assert len({reply.raw for reply in replies}) > 1
         assert all(reply.tokens is not None and reply.tokens.context_ids == expected for reply in replies)
         record = go_on(dialogue, replies[choice])
         expected += [*who.chat.closed(record.token_ids), *who.chat.turn("And then?")]
+    check_logprobs(model, [dialogue])
+
+
+def test_one_dialogue_gets_one_reply_at_a_time(model: Any, tokenizer: Any) -> None:
+    who = policy(model, tokenizer)
+    dialogue = begun(who)
+
+    async def at_once() -> list[Reply | BaseException]:
+        return await asyncio.gather(*(who.reply(dialogue, seed) for seed in range(2)), return_exceptions=True)
+
+    reply, error = run(at_once())
+    assert isinstance(reply, Reply) and isinstance(error, ValueError) and "after it" in str(error)
+    go_on(dialogue, reply)
+    go_on(dialogue, run(who.reply(dialogue, 1)))
     check_logprobs(model, [dialogue])
 
 
@@ -422,7 +433,7 @@ def test_an_error_of_the_engine_ends_the_run(model: Any, tokenizer: Any, monkeyp
 
 
 @pytest.mark.parametrize("workers", [3, 8, 16])
-def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, workers: int, places: list[int]) -> None:
+def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, workers: int, rows: list[int]) -> None:
     """Shared beginnings, rewinding, ends, pauses and replies of any length, against plain forward passes."""
     engine = BuiltInEngine(model)
     heads = [[5, *random.Random(k).choices(range(len(tokenizer)), k=60)] for k in range(2)]
@@ -456,9 +467,9 @@ def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, work
         assert torch.allclose(torch.tensor(logprobs), expected, atol=2e-4)
 
     run(for_each(range(workers), work))
-    assert max(places) <= workers * 5 // 4
+    assert max(rows) <= workers * 5 // 4
     engine.clear()
-    assert not engine._seats
+    assert is_empty(engine)
 
 
 def test_replies_that_are_sampled_together_have_one_temperature(model: Any, tokenizer: Any) -> None:
