@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -119,6 +120,8 @@ async def for_each(
     items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, None]], slots: int | None = None
 ) -> None:
     """Do `work` for every item, `slots` at a time (None: all at once). The first exception cancels the rest."""
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots must be at least 1, not {slots}")
     queue = iter(items)
 
     async def worker(first: T) -> None:
@@ -132,6 +135,13 @@ async def for_each(
                 group.create_task(worker(item))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    except KeyboardInterrupt:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # It came from a worker, has stopped the event loop, and is on its way to the caller of the loop, which
+            # now cancels all other tasks. If this one raised it again, asyncio would report a lost exception.
+            raise asyncio.CancelledError from None
+        raise
 
 
 async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
@@ -150,5 +160,21 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    with ThreadPoolExecutor(1) as thread:  # an event loop cannot run inside another one of the same thread
-        return thread.submit(copy_context().run, asyncio.run, work).result()
+    # An event loop cannot run inside another one of the same thread.
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def in_thread() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        return await work
+
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(copy_context().run, asyncio.run, in_thread())
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            loop, task = started.result()
+            with suppress(RuntimeError):  # the loop is closed: the work has ended by itself
+                loop.call_soon_threadsafe(task.cancel)
+            raise

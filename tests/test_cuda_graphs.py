@@ -12,7 +12,7 @@ from rlver.inference.cuda_graphs import DecodeGraphs, Replay, rounded_rows
 from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.inference.sampler import Sampler
 from rlver.policies.local import LocalPolicy
-from tests.test_sampler import local, plain_logits, talk
+from tests.test_sampler import assert_same_records, converse, local, plain_logits
 
 
 class Recorder:
@@ -44,13 +44,10 @@ def recording(policy: LocalPolicy, recorder: Any) -> LocalPolicy:
 @pytest.mark.parametrize("count", [3, 6, 11])
 def test_replies_are_the_same_with_recordings(model: Any, tokenizer: Any, count: int) -> None:
     recorder = Recorder()
-    plain = talk(local(model, tokenizer), range(count))
-    recorded = talk(recording(local(model, tokenizer), recorder), range(count))
+    plain = converse(local(model, tokenizer), range(count))
+    recorded = converse(recording(local(model, tokenizer), recorder), range(count))
     for mine, other in zip(recorded, plain, strict=True):
-        assert mine.context == other.context
-        for a, b in zip(mine.replies, other.replies, strict=True):
-            assert a.ids == b.ids
-            assert a.logprobs == pytest.approx(b.logprobs, abs=3e-5)
+        assert_same_records(mine, other)
     assert recorder.replayed > 2 * len(recorder.sizes) > 0
     assert set(recorder.sizes) <= {1, 2, 4, 8, 16}
 
@@ -95,10 +92,11 @@ def test_a_model_that_cannot_be_recorded_samples_without(model: Any, tokenizer: 
     def fail(run: Replay) -> Replay:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    plain = talk(local(model, tokenizer), range(3))
-    with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted when stream is capturing") as told:
-        assert talk(recording(local(model, tokenizer), fail), range(3)) == plain
-    assert len(told) == 1
+    plain = converse(local(model, tokenizer), range(3))
+    with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted when stream is capturing") as warnings:
+        dialogues = converse(recording(local(model, tokenizer), fail), range(3))
+    assert [dialogue.turns for dialogue in dialogues] == [dialogue.turns for dialogue in plain]
+    assert len(warnings) == 1
 
 
 def test_sizes_are_few() -> None:

@@ -1,4 +1,4 @@
-"""The local policy's sampling against a plain forward pass: same ids, same log-probs, whatever the batch."""
+"""The local policy's sampling against a plain forward pass: same ids and log-probabilities, whatever the batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from engine_toys import check_logprobs, records, sampled_ids
 from torch import Tensor
 
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Reaction, Reply
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.inference import cores as cores_module
@@ -22,8 +23,9 @@ from rlver.inference.chat_format import ChatFormat
 from rlver.inference.cores import Cores
 from rlver.inference.model_folder import load_model
 from rlver.inference.sampler import Sampler, choose
-from rlver.policies.local import LocalPolicy, Trace
+from rlver.policies.local import LocalPolicy
 from rlver.policies.prompts import system_prompt
+from rlver.rollout import run
 from rlver.stories.generate import generate
 from rlver.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
@@ -43,34 +45,42 @@ def utterance(index: int, turn: int) -> str:
     return " ".join(UTTERANCES[(index + k) % len(UTTERANCES)] for k in range(1 + (3 * index + turn) % 3))
 
 
-def talk(policy: LocalPolicy, indices: Sequence[int], turns: int = TURNS) -> list[Trace]:
-    """Lead dialogues with these numbers; every third one ends after two turns.
+def converse(policy: LocalPolicy, indices: Sequence[int], turns: int = TURNS) -> list[Dialogue]:
+    """Lead dialogues with these numbers. Every third one gets only two replies.
 
-    The dialogue holds other words than were sampled, as random tokens do not keep the format.
+    The dialogues hold other words than were sampled, because random tokens do not keep the format.
     """
     profile = generate("en", "train", 1)[0]
     dialogues = [Dialogue(profile, PRESETS["sage"], policy.think) for _ in indices]
     for index, dialogue in zip(indices, dialogues, strict=True):
         dialogue.begin(utterance(index, 0))
-    policy.start(dialogues, [1000 + index for index in indices])
+
+    async def reply(index: int, dialogue: Dialogue, turn: int) -> None:
+        reply = await policy.reply(dialogue, 1000 + index)
+        assert reply.tokens is not None and reply.raw == policy.chat.decode(reply.tokens.token_ids)
+        plan = f"<think>Plan {turn}.</think>" if policy.think else ""
+        assert dialogue.reply(Reply.parse(f"{plan}Reply {turn} to {index}.", policy.think, reply.tokens))
+        dialogue.react(Reaction(change=0, utterance=utterance(index, turn)))
 
     async def lead() -> None:
         for turn in range(1, turns + 1):
-            active = [i for i, index in enumerate(indices) if index % 3 or turn <= 2]
-            texts = await policy.reply(active)
-            for i, text in zip(active, texts, strict=True):
-                assert text == policy.chat.decode(policy.traces[i].replies[-1].ids)
-                plan = f"<think>Plan {turn}.</think>" if policy.think else ""
-                assert dialogues[i].reply(f"{plan}Reply {turn} to {indices[i]}.")
-                dialogues[i].react(Reaction(change=0, utterance=utterance(indices[i], turn)))
+            active = [pair for pair in zip(indices, dialogues, strict=True) if pair[0] % 3 or turn <= 2]
+            await asyncio.gather(*(reply(index, dialogue, turn) for index, dialogue in active))
 
-    asyncio.run(lead())
-    return policy.traces
+    run(lead())
+    return dialogues
 
 
 def local(model: Any, tokenizer: Any, think: bool = False, **options: Any) -> LocalPolicy:
     """A local policy with short replies."""
     return LocalPolicy(model, tokenizer, "en", think=think, **{"max_tokens": 10, **options})
+
+
+def assert_same_records(one: Dialogue, other: Dialogue) -> None:
+    """The same ids in the same contexts, and log-probabilities that differ by rounding at most."""
+    for mine, its in zip(records(one), records(other), strict=True):
+        assert (mine.prompt_ids, mine.token_ids, mine.lead) == (its.prompt_ids, its.token_ids, its.lead)
+        assert mine.logprobs == pytest.approx(its.logprobs, abs=3e-5)
 
 
 @torch.no_grad()
@@ -83,17 +93,17 @@ def plain_logits(model: Any, ids: Sequence[int]) -> Tensor:
 @think_modes
 def test_greedy_replies_are_those_of_a_plain_forward_pass(model: Any, tokenizer: Any, think: bool) -> None:
     policy = local(model, tokenizer, think, temperature=0.0)
-    traces = talk(policy, range(6))
     lengths = set()
-    for trace in traces:
-        for reply in trace.replies:
-            ids = list(trace.context[: reply.start])
-            while len(ids) < reply.start + policy.max_tokens:
+    for dialogue in converse(policy, range(6)):
+        for record in records(dialogue):
+            start = len(record.prompt_ids)
+            ids = list(record.prompt_ids)
+            while len(ids) < start + policy.max_tokens:
                 ids.append(int(plain_logits(model, ids)[-1].argmax()))
                 if ids[-1] == policy.chat.stop:
                     break
-            assert ids[reply.start :] == reply.ids
-            lengths.add(len(reply.ids))
+            assert ids[start:] == record.token_ids
+            lengths.add(len(record.token_ids))
     assert len(lengths) >= 3, "replies of equal length would not make the rows ragged"
 
 
@@ -102,33 +112,28 @@ def test_greedy_replies_are_those_of_a_plain_forward_pass(model: Any, tokenizer:
 def test_logprobs_are_those_of_a_plain_forward_pass(
     model: Any, tokenizer: Any, think: bool, temperature: float
 ) -> None:
-    for trace in talk(local(model, tokenizer, think, temperature=temperature), range(6)):
-        for reply in trace.replies:
-            logits = plain_logits(model, trace.context[: reply.start] + reply.ids)[reply.start - 1 : -1]
-            expected = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(reply.ids)[:, None])[:, 0]
-            assert torch.allclose(torch.tensor(reply.logprobs), expected, atol=1e-4)
+    dialogues = converse(local(model, tokenizer, think, temperature=temperature), range(6))
+    assert [len(records(dialogue)) for dialogue in dialogues] == [2, 4, 4, 2, 4, 4]
+    check_logprobs(model, dialogues, temperature)
 
 
 @think_modes
 def test_a_row_does_not_depend_on_its_batch(model: Any, tokenizer: Any, think: bool) -> None:
-    together = talk(local(model, tokenizer, think), range(6))
-    backwards = talk(local(model, tokenizer, think), range(6)[::-1])[::-1]
-    for index, trace in enumerate(together):
-        (alone,) = talk(local(model, tokenizer, think), [index], turns=len(trace.replies))
+    together = converse(local(model, tokenizer, think), range(6))
+    backwards = converse(local(model, tokenizer, think), range(6)[::-1])[::-1]
+    for index, dialogue in enumerate(together):
+        (alone,) = converse(local(model, tokenizer, think), [index], turns=len(dialogue.turns))
         for other in (alone, backwards[index]):
-            assert other.context == trace.context
-            for mine, its in zip(trace.replies, other.replies, strict=True):
-                assert (mine.start, mine.ids) == (its.start, its.ids)
-                assert mine.logprobs == pytest.approx(its.logprobs, abs=3e-5)
+            assert_same_records(dialogue, other)
 
 
 @think_modes
-def test_the_same_seeds_give_the_same_text(model: Any, tokenizer: Any, think: bool) -> None:
+def test_the_same_seeds_give_the_same_replies(model: Any, tokenizer: Any, think: bool) -> None:
     policy = local(model, tokenizer, think)
-    first, second = talk(policy, range(4)), talk(policy, range(4))
-    assert first == second
-    other = talk(local(model, tokenizer, think), range(4, 8))
-    assert [trace.replies[0].ids for trace in first] != [trace.replies[0].ids for trace in other]
+    first, second = converse(policy, range(4)), converse(policy, range(4))
+    assert [dialogue.turns for dialogue in first] == [dialogue.turns for dialogue in second]
+    other = converse(local(model, tokenizer, think), range(4, 8))
+    assert [ids[0] for ids in sampled_ids(first)] != [ids[0] for ids in sampled_ids(other)]
 
 
 def test_samples_follow_the_distribution(model: Any, tokenizer: Any) -> None:
@@ -198,34 +203,30 @@ def test_a_model_that_is_not_fed_side_by_side_is_fed_whole(model: Any, monkeypat
     assert sampler._parts([[1], [2]]) == [slice(None)]
 
 
-def test_thinking_is_forgotten_in_later_turns(model: Any, tokenizer: Any) -> None:
+def test_later_prompts_hold_replies_without_their_thoughts(model: Any, tokenizer: Any) -> None:
     policy = local(model, tokenizer, think=True)
-    for index, trace in enumerate(talk(policy, range(4))):
-        turns = len(trace.replies)
+    for index, dialogue in enumerate(converse(policy, range(4))):
         expected = policy.chat.opening(utterance(index, 0))
-        for turn, reply in enumerate(trace.replies, 1):
-            assert reply.start == len(expected)
-            if turn < turns:
-                expected += policy.chat.text(f"Reply {turn} to {index}.")
-                expected += [policy.chat.stop, *policy.chat.turn(utterance(index, turn))]
-        assert trace.context == expected
+        for turn, record in enumerate(records(dialogue), 1):
+            assert record.prompt_ids == expected
+            expected += policy.chat.text(f"Reply {turn} to {index}.")
+            expected += [policy.chat.stop, *policy.chat.turn(utterance(index, turn))]
 
 
-def test_without_thinking_the_context_holds_the_sampled_ids(model: Any, tokenizer: Any) -> None:
+def test_without_thinking_later_prompts_hold_the_sampled_ids(model: Any, tokenizer: Any) -> None:
     policy = local(model, tokenizer)
     cut = 0
-    for index, trace in enumerate(talk(policy, range(6))):
+    for index, dialogue in enumerate(converse(policy, range(6))):
         expected = policy.chat.opening(utterance(index, 0))
-        for turn, reply in enumerate(trace.replies, 1):
-            assert reply.start == len(expected)
-            assert len(reply.ids) == len(reply.logprobs) <= policy.max_tokens
-            assert policy.chat.stop not in reply.ids[:-1]
-            if turn < len(trace.replies):
-                closed = reply.ids[-1] == policy.chat.stop
-                cut += not closed
-                expected += reply.ids if closed else [*reply.ids, policy.chat.stop]
-                expected += policy.chat.turn(utterance(index, turn))
-        assert trace.context == expected
+        for turn, record in enumerate(records(dialogue), 1):
+            ids = record.token_ids
+            assert record.prompt_ids == record.context_ids == expected
+            assert len(ids) == len(record.logprobs) <= policy.max_tokens
+            assert policy.chat.stop not in ids[:-1]
+            closed = ids[-1] == policy.chat.stop
+            cut += not closed and turn < len(dialogue.turns)
+            expected += ids if closed else [*ids, policy.chat.stop]
+            expected += policy.chat.turn(utterance(index, turn))
     assert cut, "no reply was cut at the limit"
 
 

@@ -58,7 +58,7 @@ class Engine(Protocol):
         """Forget a conversation. Its number becomes invalid."""
 
     async def update_weights(self, model: PreTrainedModel) -> None:
-        """Sample from these weights from now on. Call it after every update of the model, between batches.
+        """Sample from these weights from now on. Call it after every update, while no conversation is open.
 
         Raises:
             RlverError: the engine could not load them.

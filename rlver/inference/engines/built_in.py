@@ -132,7 +132,13 @@ class BuiltInEngine:
             self._rows.clear()
 
     async def update_weights(self, model: PreTrainedModel) -> None:
-        """See `Engine.update_weights`. The weights are shared, so only the cache of the old ones must go."""
+        """See `Engine.update_weights`. The weights are shared, so only the cache of the old ones must go.
+
+        Raises:
+            ValueError: a conversation is open, which holds what was computed with the old weights.
+        """
+        if self._conversations:
+            raise ValueError(f"{len(self._conversations)} conversations are open; end them before an update of weights")
         self.clear()
 
     async def close(self) -> None:
