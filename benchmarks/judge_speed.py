@@ -21,8 +21,8 @@ from rlver.core.data import read_text, read_yaml
 from rlver.core.dialogue import Dialogue
 from rlver.core.emotion import PRESETS
 from rlver.core.profile import Language
+from rlver.policies.scripted import last_handle
 from rlver.stories.generate import generate
-from rlver.users.calibration.redteam import thing
 from rlver.users.embedded.user import EmbeddedUser
 
 DIALOGUES, REPLIES = 64, 9
@@ -31,7 +31,7 @@ DIALOGUES, REPLIES = 64, 9
 def scripted(language: Language) -> Callable[[Dialogue, random.Random], str]:
     """Replies of two sentences drawn from the scripted supporters'."""
     lines = [line for group in read_yaml("rlver.policies", f"data/scripted.{language}.yaml").values() for line in group]
-    return lambda dialogue, rng: " ".join(rng.sample(lines, 2)).replace("{h}", thing(dialogue))
+    return lambda dialogue, rng: " ".join(rng.sample(lines, 2)).replace("{h}", last_handle(dialogue))
 
 
 def fresh(language: Language) -> Callable[[Dialogue, random.Random], str]:
@@ -39,7 +39,7 @@ def fresh(language: Language) -> Callable[[Dialogue, random.Random], str]:
     text = read_text("rlver.users.embedded", f"data/reference.{language}.txt")
     words = text.split() if language == "en" else list(text.replace("\n", ""))
     joint = " " if language == "en" else ""
-    return lambda dialogue, rng: joint.join([*rng.sample(words, 30), thing(dialogue)]) + "."
+    return lambda dialogue, rng: joint.join([*rng.sample(words, 30), last_handle(dialogue)]) + "."
 
 
 def reactions_per_second(language: Language, say: Callable[[Dialogue, random.Random], str], seed: int) -> float:

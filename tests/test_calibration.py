@@ -22,7 +22,7 @@ from rlver.users.calibration import redteam
 from rlver.users.calibration.cross_validation import cross_validate
 from rlver.users.calibration.fit import Design, fit
 from rlver.users.calibration.measures import model_measures, predict, spearman
-from rlver.users.calibration.recorded import Judged, Recorded, judged_replies, read_ids, read_recorded
+from rlver.users.calibration.recorded import JudgedReply, RecordedDialogue, judged_replies, read_ids, read_recorded
 from rlver.users.embedded.judge import STATE, STEPS
 from rlver.users.embedded.user import EmbeddedUser
 from rlver.users.embedded.weights import Shape, Weights, default_weights, read_weights
@@ -45,12 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dialogues(folder: Path) -> list[Recorded]:
+def dialogues(folder: Path) -> list[RecordedDialogue]:
     return read_recorded([folder])
 
 
 @pytest.fixture(scope="module")
-def rows(dialogues: list[Recorded]) -> list[Judged]:
+def rows(dialogues: list[RecordedDialogue]) -> list[JudgedReply]:
     return judged_replies(dialogues)
 
 
@@ -77,13 +77,13 @@ def official_record(**changes: Any) -> dict[str, Any]:
     return record | changes
 
 
-def test_the_judgement_of_a_replayed_dialogue_is_the_judgement_it_was_recorded_with(rows: list[Judged]) -> None:
+def test_the_judgement_of_a_replayed_dialogue_is_the_judgement_it_was_recorded_with(rows: list[JudgedReply]) -> None:
     """Our own user, replayed over its own talks, gives every change again: nothing is lost in a transcript."""
     assert [p.change for p in predict(rows, default_weights())] == [row.change for row in rows]
     assert len(rows) > 200 and {row.model for row in rows} == set(MODELS)
 
 
-def test_what_is_fitted_is_found(rows: list[Judged]) -> None:
+def test_what_is_fitted_is_found(rows: list[JudgedReply]) -> None:
     """Changes made from known points come back out of the fit, whatever the level of each model."""
     rng = random.Random(0)
     level = {model: 3.0 * k for k, model in enumerate(MODELS)}
@@ -92,31 +92,31 @@ def test_what_is_fitted_is_found(rows: list[Judged]) -> None:
         row = rows[number % len(rows)]
         praise, mood = rng.choice([0.0, 0.3]), rng.choice([15.0, 45.0, 95.0])
         change = (4.0 if praise else -2.0) + (mood - 45.0) / 25 + level[row.model]
-        reply = dict.fromkeys(row.seen.reply, 0.0) | {"praise": praise}
-        state = dict.fromkeys(row.seen.state, 0.0) | {"mood": mood}
-        seen = row.seen._replace(state=state, reply=reply, usual=1.0, fixed={})
-        made.append(row.model_copy(update={"change": change, "seen": seen}))
+        reply = dict.fromkeys(row.observation.reply, 0.0) | {"praise": praise}
+        state = dict.fromkeys(row.observation.state, 0.0) | {"mood": mood}
+        seen = row.observation._replace(state=state, reply=reply, usual=1.0, fixed={})
+        made.append(row.model_copy(update={"change": change, "observation": seen}))
     shape = fit(made, "en").shapes
     who = made[0].intention
     assert shape["praise"].at(0.3, who) - shape["praise"].at(0.0, who) == pytest.approx(6.0, abs=0.6)
     assert shape["mood"].at(95.0, who) - shape["mood"].at(15.0, who) == pytest.approx(3.2, abs=0.5)
 
 
-def test_weights_predict_what_the_equations_predict(rows: list[Judged]) -> None:
+def test_weights_predict_what_the_equations_predict(rows: list[JudgedReply]) -> None:
     design = Design(rows)
     everything = np.ones(len(rows), dtype=bool)
     solved = design.solve(everything)
-    weights = design.judge(solved, everything)
+    weights = design.weights(solved, everything)
     assert [p.total for p in predict(rows, weights)] == pytest.approx(design.predict(solved).tolist(), abs=0.05)
     assert fit(rows, "en") == fit(list(rows), "en")
 
 
-def test_the_fit_recovers_the_order_of_models(rows: list[Judged], dialogues: list[Recorded]) -> None:
+def test_the_fit_recovers_the_order_of_models(rows: list[JudgedReply], dialogues: list[RecordedDialogue]) -> None:
     found = cross_validate(rows, dialogues)
     assert found["fits"] == 5 * (2 + 1) and found["n"] == len(rows)
     assert found["seen_models"]["turn"]["sign_accuracy"] > 0.7
     assert set(found["unseen_models"]["models"]["by_model"]) == set(MODELS)
-    with pytest.raises(RlverError, match="3 models at least"):
+    with pytest.raises(RlverError, match="at least 5 profiles and 3 models"):
         cross_validate([row for row in rows if row.model == "hedge"], dialogues)
 
 
@@ -125,7 +125,7 @@ def test_measures_by_hand() -> None:
     assert spearman(np.array([1.0, 1]), np.array([1.0, 2])) == 0
     profiles = generate("en", "train", 2)
     recorded = [
-        Recorded(model=m, profile=p, opening="", start=40, turns=(), final=final)
+        RecordedDialogue(model=m, profile=p, opening="", start=40, turns=(), final=final)
         for m, finals in (("a", (100.0, 5.0)), ("b", (30.0, 20.0)))
         for p, final in zip(profiles, finals, strict=True)
     ]
@@ -135,7 +135,7 @@ def test_measures_by_hand() -> None:
 
 
 def test_score_and_explain_on_the_command_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[Judged]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[JudgedReply]
 ) -> None:
     paths = [part for name in MODELS for part in ("--transcripts", str(folder / f"{name}.jsonl"))]
     code, out, _ = run(capsys, "judge", "score", *paths, "--json")
@@ -199,7 +199,7 @@ def test_an_official_transcript_is_replayed_with_its_own_scores(tmp_path: Path) 
     assert dialogue.model == "some-model" and dialogue.profile.intention is Intention.LISTEN
     assert dialogue.profile.persona.character == "avoidant"
     (row,) = judged_replies([dialogue])  # the last reply was never judged
-    assert (row.score, row.change) == (40, 10) and row.seen.reply["listen"] > 0 and row.seen.reply["echo"] > 0
+    assert (row.score, row.change) == (40, 10) and row.observation.reply["listen"] > 0 and row.observation.reply["echo"] > 0
     ids = tmp_path / "ids.json"
     ids.write_text('["p1", "p2"]')
     assert read_ids(ids) == {"p1", "p2"}
@@ -235,7 +235,7 @@ def test_cheats_lose_and_the_honest_win(language: Any) -> None:
 def test_long_kindness_for_everyone_does_not_pay(language: Any) -> None:
     """The nearest to its limit of all cheats, so it is played on the whole benchmark."""
     name = "long and kind to everyone"
-    policy = redteam.Talker(name, redteam.cheats(language, "vanilla")[name])
+    policy = redteam.TacticPolicy(name, redteam.cheats(language, "vanilla")[name])
     agent = EmbeddedUser(language, "vanilla", "heldout")
     dialogues = play(benchmark_profiles(language), policy, agent, PRESETS["sage"], seed=0)
     assert 100 * np.mean([dialogue.reward for dialogue in dialogues]) <= redteam.LIMIT
@@ -244,7 +244,7 @@ def test_long_kindness_for_everyone_does_not_pay(language: Any) -> None:
 def test_the_red_team_fails_a_judge_that_can_be_bought() -> None:
     """A judge whose weights give everybody ten points breaks every limit, and the command says so."""
     bought = default_weights().model_copy(update={"base": dict.fromkeys(Intention, 60.0)})
-    found = redteam.run(generate("en", "benchmark", 2), users=("vanilla",), weights=bought)
+    found = redteam.run(generate("en", "benchmark", 2), user_types=("vanilla",), weights=bought)
     assert "generic praise (vanilla)" in found["failed"] and "greedy choice (vanilla)" in found["failed"]
 
 

@@ -11,7 +11,7 @@ from rlver.cli.main import main
 from rlver.core.errors import RlverError
 from rlver.users.calibration.measures import official_score, score
 from rlver.users.calibration.recorded import judged_replies, read_recorded
-from rlver.users.calibration.tagging import STRATEGIES, Labelled, agreement, compare, fit_table, read_labelled, strategy
+from rlver.users.calibration.tagging import STRATEGIES, LabelledReply, agreement, compare, fit_table, read_labelled, strategy
 from rlver.users.embedded.weights import default_weights
 
 
@@ -57,7 +57,7 @@ def test_tags_agree_with_people(sage: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_reading_of_strategies(tmp_path: Path) -> None:
     def said(reply: str) -> str:
-        return strategy(Labelled(reply, "Other", (("user", "I feel so low since he left."),)))
+        return strategy(LabelledReply(reply, "Other", (("user", "I feel so low since he left."),)))
 
     assert said("How long have you felt like that?") == "Questions"
     assert said("I went through the same when my husband left me.") == "Self-disclosure"
@@ -72,6 +72,6 @@ def test_a_reading_of_strategies(tmp_path: Path) -> None:
     path.write_text('{"reply": "Hi", "strategy": "Other"}\n{"reply": "Hi", "strategy": "Nothing"}\n')
     with pytest.raises(RlverError, match=r"labels\.jsonl:2"):
         read_labelled(path)
-    labelled = [Labelled(text, s, ()) for text, s in (("Hello!", "Other"), ("Why?", "Questions"))] * 30
+    labelled = [LabelledReply(text, s, ()) for text, s in (("Hello!", "Other"), ("Why?", "Questions"))] * 30
     assert fit_table(labelled) == fit_table(labelled) and agreement(labelled)["n"] == 60
     assert {strategy(one, fit_table(labelled)) for one in labelled} == {"Other", "Questions"} < set(STRATEGIES)

@@ -24,7 +24,7 @@ from rlver.core.profile import Fact, Intention, Language, Profile
 from rlver.rollout import play, run
 from rlver.stories.generate import generate
 from rlver.users.embedded.acts import NEED_ACTS, tag
-from rlver.users.embedded.facts import short_name, takes_up
+from rlver.users.embedded.facts import short_name, mentions_fact
 from rlver.users.embedded.judge import STEPS, suits
 from rlver.users.embedded.user import EmbeddedUser
 
@@ -366,11 +366,11 @@ def test_a_thing_has_a_short_name() -> None:
     ovens = Fact(say="He put them beside the bread ovens.", handle="the bread ovens")
     keys = Fact(say="I lost the house keys.", handle="the house keys")
     assert short_name(ovens.handle, "en") == "the ovens"
-    assert takes_up("So the ovens were hot.", ovens, "en") and takes_up("The bread ovens!", ovens, "en")
-    assert not takes_up("So there was bread.", ovens, "en")
+    assert mentions_fact("So the ovens were hot.", ovens, "en") and mentions_fact("The bread ovens!", ovens, "en")
+    assert not mentions_fact("So there was bread.", ovens, "en")
     # Anybody speaks of keys: only the whole name shows which are meant.
     assert short_name(keys.handle, "en") == "the house keys"
-    assert takes_up("The house keys are gone.", keys, "en") and not takes_up("I know such keys.", keys, "en")
+    assert mentions_fact("The house keys are gone.", keys, "en") and not mentions_fact("I know such keys.", keys, "en")
     assert short_name("面包炉", "zh") == "面包炉"
 
 

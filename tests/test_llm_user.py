@@ -21,7 +21,7 @@ from rlver.rollout import play, play_async
 from rlver.stories import benchmark_profiles
 from rlver.users.llm import JudgeOptions, LlmUser
 from rlver.users.load import load_user
-from rlver.users.prompts import fill, pieces, quote, quote_talk
+from rlver.users.prompts import fill, phrases, quote, quote_dialogue
 
 ATTACKS: dict[Language, list[str]] = yaml.safe_load((Path(__file__).parent / "attacks.yaml").read_text("utf-8"))
 HONEST = -5
@@ -111,7 +111,7 @@ def test_quotations_are_one_line_without_marks() -> None:
     quoted = quote(said)
     assert "\n" not in quoted and "<" not in quoted and "\u2028" not in quoted
     assert json.loads(quoted) == said.replace("\u2028", " ")
-    assert quote_talk([("user", "a\nb"), ("other", "</talk>")]).count("\n") == 1
+    assert quote_dialogue([("user", "a\nb"), ("other", "</talk>")]).count("\n") == 1
 
 
 def test_slots_are_filled_once() -> None:
@@ -142,7 +142,7 @@ def test_prompts_carry_profile_mood_and_no_number_of_the_reply() -> None:
         judge, speak = (request["messages"][0]["content"] for request in server.requests)
         assert [request["temperature"] for request in server.requests] == [0.0, 0.7]
     profile = benchmark_profiles("en")[0]
-    words = pieces("en")
+    words = phrases("en")
     for prompt in (judge, speak):
         assert profile.persona.text in prompt and profile.story.text in prompt
         assert words["want"][profile.intention] in prompt and words["manner"]["challenging"] in prompt
@@ -214,10 +214,10 @@ def test_chit_chat_has_its_own_scene_and_wishes() -> None:
             )
             assert dialogue.stop is not None and dialogue.stop.scored
             prompt = server.requests[-1]["messages"][0]["content"]
-            assert pieces("en")["want"][intention] in prompt and pieces("en")["scenario"]["chat"] in prompt
+            assert phrases("en")["want"][intention] in prompt and phrases("en")["scenario"]["chat"] in prompt
     with pytest.raises(RlverError, match="chit-chat profile"):
         _ = chat.need
-    assert all(set(pieces(language)["want"]) == {*Intention, *ChatIntention} for language in ("en", "zh"))
+    assert all(set(phrases(language)["want"]) == {*Intention, *ChatIntention} for language in ("en", "zh"))
 
 
 def test_user_specs() -> None:

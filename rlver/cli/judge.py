@@ -25,7 +25,7 @@ from rlver.core.interfaces import UserType
 from rlver.text.table import Column, Table
 
 if TYPE_CHECKING:
-    from rlver.users.calibration.recorded import Judged, Recorded
+    from rlver.users.calibration.recorded import JudgedReply, RecordedDialogue
     from rlver.users.embedded.weights import Weights
 
 app = typer.Typer(
@@ -188,10 +188,10 @@ def profile_user(
 
       rlver judge profile-user recorded/ --language zh
     """
-    from rlver.users.calibration.acceptance import profile_users
+    from rlver.users.calibration.acceptance import measure_user_types
 
     recorded = _recorded(files, profiles) if files else None
-    _print(profile_users(language, recorded, seed), as_json, _user_report)
+    _print(measure_user_types(language, recorded, seed), as_json, _user_report)
 
 
 @app.command()
@@ -276,7 +276,7 @@ def _weights(path: Path | None) -> Weights:
     return read_weights(path) if path else default_weights()
 
 
-def _recorded(paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None = None) -> list[Recorded]:
+def _recorded(paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None = None) -> list[RecordedDialogue]:
     from rlver.formats.profile_files import read_profiles
     from rlver.users.calibration.recorded import read_ids, read_recorded
 
@@ -291,7 +291,7 @@ def _recorded(paths: Sequence[Path], profiles: Path | None, profiles_in: Path | 
 
 def _replies(
     paths: Sequence[Path], profiles: Path | None, profiles_in: Path | None, user_type: UserType
-) -> tuple[list[Recorded], list[Judged]]:
+) -> tuple[list[RecordedDialogue], list[JudgedReply]]:
     from rlver.cli.progress import Steps
     from rlver.users.calibration.recorded import judged_replies
 

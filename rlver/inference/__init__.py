@@ -1,0 +1,1 @@
+"""How a local model samples replies: chat template, KV cache, decoding steps and engines."""

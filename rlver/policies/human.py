@@ -1,4 +1,4 @@
-"""A person at the terminal as a policy."""
+"""A person at the terminal who plays the policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HELP = "/help"
 
 
 class HumanPolicy:
-    """Shows what the user said and asks for a reply. See `Policy` for its methods.
+    """Shows the user's utterance and asks for a reply. See `Policy` for its methods.
 
     `/help` explains the commands. `/quit` and the end of the input (Ctrl-D) raise KeyboardInterrupt, like Ctrl-C.
     """

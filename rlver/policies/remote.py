@@ -14,10 +14,10 @@ _OWN_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
 class RemotePolicy:
-    """Answers with a model behind an OpenAI-compatible endpoint. See `Policy` for its methods.
+    """Replies with a model behind an OpenAI-compatible endpoint. See `Policy` for its methods.
 
-    A reasoning model's own thinking, which some servers put in front of the answer, is no part of the reply unless
-    the policy is to think in that very format (`think`).
+    Some servers put a reasoning model's own thinking in front of the answer. It is removed, unless the policy is to
+    think in the same format (`think`).
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class RemotePolicy:
         self.think = think
         self.prompt_hash = prompt_hash(language, think)
         self.max_tokens = max_tokens
-        """Most tokens of one reply; None leaves it to the endpoint."""
+        """Largest number of tokens of one reply; None leaves it to the endpoint."""
         self.temperature = temperature
-        """None leaves it to the endpoint."""
+        """Sampling temperature; None leaves it to the endpoint."""
         self.top_p = top_p
         """Nucleus sampling; None leaves it to the endpoint."""
         self._system = {"role": "system", "content": system_prompt(language, think)}

@@ -1,4 +1,4 @@
-"""Scripted supporters: baselines that a trained policy must beat, and one that cheats to show the ceiling."""
+"""Scripted policies: baselines for trained policies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from rlver.core.profile import Intention, Language
 
 _ACTS = tuple(intention.value for intention in Intention)
 SCRIPTED_NAMES = (*_ACTS, "hedge", "generic", "random", "oracle")
-"""The eight acts, each done for everyone; a bit of everything; platitudes; any act by chance; and the `oracle`,
-which cheats: it reads the hidden intention that a policy must find out."""
+"""The names of the scripts. A script named after one of the eight acts performs it for everyone. `hedge` does a bit of
+everything, `generic` speaks in platitudes, and `random` performs any act. `oracle` reads the hidden intention, which a
+policy must find out, so it shows the upper limit."""
 
 
 class ScriptedPolicy:
-    """Answers with written sentences that take up what the user told last. See `Policy` for its methods.
+    """Replies with written sentences that mention the latest fact of the user. See `Policy` for its methods.
 
     Raises:
         RlverError: there is no script of that name.
@@ -34,12 +35,12 @@ class ScriptedPolicy:
         self._lines: dict[str, list[str]] = read_yaml("rlver.policies", f"data/scripted.{language}.yaml")
 
     async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
-        """See `Policy.reply`. Draws the lines of all turns again, so the reply depends on dialogue and seed alone."""
+        """See `Policy.reply`. The lines of earlier turns are drawn again, so no state is needed."""
         rng = random.Random(seed)
         used: set[str] = set()
         handle = line = ""
         for turn in range(len(dialogue.turns) + 1):
-            handle = _last_handle(dialogue, turn)
+            handle = last_handle(dialogue, turn)
             line = self._draw(dialogue, handle, rng, used)
             used.add(line)
         text = line.replace("{h}", handle)
@@ -56,8 +57,12 @@ class ScriptedPolicy:
         return rng.choice([line for line in lines if line not in used] or lines)
 
 
-def _last_handle(dialogue: Dialogue, turns: int) -> str:
-    """The thing in the last fact told in the first `turns` turns that has one; empty if there is none."""
+def last_handle(dialogue: Dialogue, turns: int | None = None) -> str:
+    """The thing of the latest told fact that has one; empty if there is none.
+
+    Args:
+        turns: number of turns to look at; None looks at all.
+    """
     told = [dialogue.opening_fact, *(turn.reaction.fact for turn in dialogue.turns[:turns] if turn.reaction)]
     facts = dialogue.profile.story.facts
     return next((facts[i].handle for i in reversed(told) if i is not None and facts[i].handle), "")

@@ -1,1 +1,1 @@
-"""Simulated users: they feel, judge every reply and answer."""
+"""Simulated users, which judge every reply and answer it: embedded, models behind endpoints, and people."""

@@ -1,4 +1,4 @@
-"""A person at the terminal as the simulated user: they play a profile, and say how each reply feels."""
+"""A person at the terminal who plays the user: they take the role of a profile and rate each reply."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class HumanUser:
         self._console = console or Console(stderr=True)
 
     async def open(self, dialogue: Dialogue, seed: int) -> Opening:
-        """Show whom to play, and ask for the first utterance."""
+        """Show the profile to play, and ask for the first utterance."""
         profile = dialogue.profile
         for label, text in (
             ("You are", profile.persona.text or profile.persona.name),
             ("What happened", profile.story.text),
-            ("You want, and do not say so", profile.intention.meaning),
+            ("You want, without saying so", profile.intention.meaning),
         ):
             self._console.print(Text.assemble((f"\n{label}: ", "bold"), plain(text)))
         return Opening(profile.opening or self._ask("Your first words"))
@@ -38,19 +38,20 @@ class HumanUser:
         """Show the reply, and ask for the change of emotion and the next utterance."""
         self._console.print(Text.assemble(("\nReply: ", "bold yellow"), plain(dialogue.turns[-1].reply)))
         question = f"Your emotion is {dialogue.emotion:.0f}. It changes by (-10 to 10)"
-        while (change := _points(self._ask(question))) is None:
+        while (change := _parse_points(self._ask(question))) is None:
             self._console.print("Type a number from -10 to 10.", style="red")
         return Reaction(change=change, utterance=self._ask("You say"))
 
     def _ask(self, prompt: str) -> str:
+        """A line that the person types. Raises KeyboardInterrupt for `/quit`."""
         line = ask_line(f"[bold]{prompt}[/]", self._console)
         if line == QUIT:
             raise KeyboardInterrupt
         return line
 
 
-def _points(text: str) -> float | None:
-    """The number of points that somebody typed; None if it is not one from -10 to 10."""
+def _parse_points(text: str) -> float | None:
+    """The number in a text; None if it is not a number from -10 to 10."""
     try:
         points = float(text)
     except ValueError:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import Toy, configure, gradient_of, make, weights_of
 
-from rlver.inference.engines.built_in import LocalEngine
+from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.train.config import load_config
 from rlver.train.trainer import Trainer
 
@@ -136,7 +136,7 @@ def test_another_sampler_is_corrected_for(speakers: Any, words: Any) -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    trainer.policy.engine = LocalEngine(other)
+    trainer.policy.engine = BuiltInEngine(other)
     used: list[Any] = []
     compute = trainer.compute_gradients
     trainer.compute_gradients = lambda samples, row: (used.extend(row), compute(samples, row))[1]  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""System prompts of the policy, as Markdown files; their hash enters every transcript."""
+"""System prompts of the policy, as Markdown files. Every transcript carries the hash of its prompt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from rlver.core.profile import Language
 
 
 def system_prompt(language: Language, think: bool) -> str:
-    """The instruction that a policy gets: be a friend, and with `think`, plan inside `<think>` first."""
+    """The system prompt of a policy: be a friend, and with `think`, first plan inside `<think></think>`."""
     return read_text("rlver.policies.prompts", f"{'think' if think else 'plain'}.{language}.md").strip()
 
 
 def prompt_hash(language: Language, think: bool) -> str:
-    """Eight hex digits that stand for the prompt."""
+    """Eight hexadecimal digits that identify the system prompt."""
     return digest(system_prompt(language, think))

@@ -1,0 +1,1 @@
+"""Fitting, checking and attacking the judge of the embedded user."""

@@ -1,5 +1,7 @@
-"""The two kinds of user, measured as RLVER (arXiv 2507.03112, section 4.3) measures its own: how often a supporter's
-reply is welcome, and how much of a need shows in what the user says."""
+"""Measures both user types as RLVER (arXiv 2507.03112, section 4.3) measures its own users.
+
+Two figures: how often a supporter's reply is welcome, and how clearly a need shows in the user's utterances.
+"""
 
 from __future__ import annotations
 
@@ -16,67 +18,72 @@ from rlver.core.transcript import record
 from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import play
 from rlver.stories import benchmark_profiles
-from rlver.users.calibration.recorded import Recorded, replay
+from rlver.users.calibration.recorded import RecordedDialogue, replay
 from rlver.users.embedded.judge import judge
 from rlver.users.embedded.user import EmbeddedUser
 
 PUBLISHED: dict[str, tuple[float, float]] = {"vanilla": (0.524, 0.786), "challenging": (0.331, 0.636)}
 """Strategy acceptance rate and need-expression level of the authors' users."""
 SUPPORTERS = ("oracle", "random", "hedge")
-"""Who answers in the built-in contexts: one who does the right thing, one who does anything, one a bit of all."""
+"""Policies of the built-in contexts: one that always does the right thing, one at random, one a bit of everything."""
 
-# What shows in an utterance and what a judge would give for it, out of 10: an attitude to the reply, thoughts and
-# circumstances, and the need itself, the heaviest, between the lines.
+# Points, out of 10, that a judge would give for what an utterance shows: an attitude to the reply, thoughts and
+# circumstances, and a hint at the need, which weighs most.
 ATTITUDE, THOUGHTS, NEED = 3, 3, 4
 
 
-def profile_users(language: Language, recorded: Sequence[Recorded] | None = None, seed: int = 0) -> dict[str, Any]:
-    """Acceptance rate and need-expression level of both users, beside the published ones.
+def measure_user_types(
+    language: Language, recorded: Sequence[RecordedDialogue] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Acceptance rate and need-expression level of both user types, beside the published figures.
 
-    Acceptance is measured on the same contexts and replies for both: those of `recorded`, or of talks that scripted
-    supporters had with vanilla users over the built-in benchmark.
+    Both user types judge the same replies in the same contexts.
+
+    Args:
+        recorded: the contexts and replies; by default dialogues of scripted policies with vanilla users on the built-in
+            benchmark.
     """
     profiles = benchmark_profiles(language)
-    talks: dict[str, list[Dialogue]] = {
-        user: [
+    dialogues_of: dict[str, list[Dialogue]] = {
+        user_type: [
             dialogue
             for name in SUPPORTERS
             for dialogue in play(
-                profiles, ScriptedPolicy(name, language), EmbeddedUser(language, user), PRESETS["sage"], seed=seed
+                profiles, ScriptedPolicy(name, language), EmbeddedUser(language, user_type), PRESETS["sage"], seed=seed
             )
         ]
-        for user in get_args(UserType)
+        for user_type in get_args(UserType)
     }
-    contexts = recorded or [_as_recorded(dialogue) for dialogue in talks["vanilla"]]
-    rises: dict[str, list[bool]] = {user: [] for user in talks}
-    for one in contexts:
-        for dialogue, cues, _ in replay(one):
-            for user in get_args(UserType):
-                rises[user].append(judge(cues, dialogue, user)[0] > 0)
+    contexts = recorded or [_as_recorded(dialogue) for dialogue in dialogues_of["vanilla"]]
+    rises: dict[str, list[bool]] = {user_type: [] for user_type in dialogues_of}
+    for context in contexts:
+        for dialogue, cues, _ in replay(context):
+            for user_type in get_args(UserType):
+                rises[user_type].append(judge(cues, dialogue, user_type)[0] > 0)
     return {
         "source": "recorded" if recorded else f"scripted supporters: {', '.join(SUPPORTERS)}",
         "replies": len(rises["vanilla"]),
         "users": {
-            user: {
-                "acceptance": mean(rises[user]),
-                "published_acceptance": PUBLISHED[user][0],
+            user_type: {
+                "acceptance": mean(rises[user_type]),
+                "published_acceptance": PUBLISHED[user_type][0],
                 "need_expression": mean(need_expression(dialogue) for dialogue in dialogues) / 10,
-                "published_need_expression": PUBLISHED[user][1],
+                "published_need_expression": PUBLISHED[user_type][1],
             }
-            for user, dialogues in talks.items()
+            for user_type, dialogues in dialogues_of.items()
         },
     }
 
 
 def need_expression(dialogue: Dialogue) -> float:
-    """How well attitude, thoughts and needs show in what the user says: mean over the utterances, 0-10."""
+    """How clearly the user's utterances show attitude, thoughts and needs: mean over the utterances, 0-10."""
     hints = read_yaml("rlver.users.embedded", f"data/speech.{dialogue.profile.language}.yaml")["hints"]
     lines = [line for phrasing in hints[dialogue.profile.need].values() for line in phrasing]
     facts = dialogue.profile.story.facts
     persona = dialogue.profile.persona
-    shown = [(dialogue.opening, 0)] + [(t.reaction.utterance, ATTITUDE) for t in dialogue.turns if t.reaction]
+    utterances = [(dialogue.opening, 0)] + [(t.reaction.utterance, ATTITUDE) for t in dialogue.turns if t.reaction]
     points = []
-    for utterance, attitude in shown:
+    for utterance, attitude in utterances:
         thoughts = any(fact.say in utterance for fact in facts) or any(
             word and word in utterance for word in (persona.occupation, *persona.hobbies, *persona.traits)
         )
@@ -85,9 +92,9 @@ def need_expression(dialogue: Dialogue) -> float:
     return mean(points)
 
 
-def _as_recorded(dialogue: Dialogue) -> Recorded:
+def _as_recorded(dialogue: Dialogue) -> RecordedDialogue:
     transcript = record(dialogue, policy="scripted", user="vanilla", prompt="", seed=0)
-    return Recorded(
+    return RecordedDialogue(
         model="scripted",
         profile=dialogue.profile,
         opening=dialogue.opening,

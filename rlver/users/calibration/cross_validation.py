@@ -1,4 +1,4 @@
-"""Cross-validation: how well a fit judges models and profiles that it has never met."""
+"""Cross-validation: how well a fit judges models and profiles that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -10,55 +10,60 @@ import numpy as np
 from rlver.core.errors import RlverError
 from rlver.users.calibration.fit import Design
 from rlver.users.calibration.measures import final_scores, model_measures, turn_measures
-from rlver.users.calibration.recorded import Judged, Recorded
+from rlver.users.calibration.recorded import JudgedReply, RecordedDialogue
 
 FOLDS = 5
 HELD_OUT = 2
-"""Models that are held out together."""
+"""Number of models that are held out together."""
 
 
 def cross_validate(
-    rows: Sequence[Judged],
-    dialogues: Sequence[Recorded],
+    replies: Sequence[JudgedReply],
+    dialogues: Sequence[RecordedDialogue],
     seed: int = 0,
     on_fit: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Every judged reply predicted once by a fit that saw neither its profile nor, in `unseen_models`, its model.
+    """Predict every judged reply once, with a fit whose data do not contain its profile.
 
-    Profiles are dealt into five folds, models into pairs, both in the order of their names.
+    In `unseen_models` the data do not contain its model either. Profiles are divided into five folds and models into
+    pairs, both in the order of their names.
+
+    Args:
+        seed: of the bootstrap.
+        on_fit: called with (fits done, fits in all).
 
     Raises:
         RlverError: there are fewer than five profiles or three models.
     """
-    models = sorted({row.model for row in rows})
-    profiles = sorted({row.profile for row in rows})
+    models = sorted({reply.model for reply in replies})
+    profiles = sorted({reply.profile for reply in replies})
     if len(profiles) < FOLDS or len(models) <= HELD_OUT:
         raise RlverError(
-            f"cross-validation needs {FOLDS} profiles and {HELD_OUT + 1} models at least; "
-            f"here are {len(profiles)} and {len(models)}."
+            f"cross-validation needs at least {FOLDS} profiles and {HELD_OUT + 1} models, but there are "
+            f"{len(profiles)} profiles and {len(models)} models."
         )
-    design = Design(rows)
-    fold_N = np.array([profiles.index(row.profile) % FOLDS for row in rows])
-    pair_N = np.array([models.index(row.model) // HELD_OUT for row in rows])
-    groups = {"unseen_models": pair_N, "seen_models": np.full(len(rows), -1)}
+    design = Design(replies)
+    fold_N = np.array([profiles.index(reply.profile) % FOLDS for reply in replies])
+    pair_N = np.array([models.index(reply.model) // HELD_OUT for reply in replies])
+    groups = {"unseen_models": pair_N, "seen_models": np.full(len(replies), -1)}
     fits = FOLDS * sum(len(set(group_N.tolist())) for group_N in groups.values())
     done = 0
-    found: dict[str, Any] = {"n": len(rows), "models": len(models), "profiles": len(profiles), "fits": fits}
-    change_N = np.array([row.change for row in rows])
+    report: dict[str, Any] = {"n": len(replies), "models": len(models), "profiles": len(profiles), "fits": fits}
+    change_N = np.array([reply.change for reply in replies])
     for name, group_N in groups.items():
-        total_N = np.zeros(len(rows))
+        total_N = np.zeros(len(replies))
         for fold in range(FOLDS):
             for group in sorted(set(group_N.tolist())):
                 tested_N = (fold_N == fold) & (group_N == group)
-                # Without held-out models the group is everybody, and only profiles are held out.
+                # Group -1 contains all models: then only profiles are held out.
                 trained_N = (fold_N != fold) & ((group_N != group) | (group == -1))
-                solved = design.solve(trained_N)
-                total_N[tested_N] = design.predict(solved)[tested_N]
+                solution = design.solve(trained_N)
+                total_N[tested_N] = design.predict(solution)[tested_N]
                 done += 1
                 if on_fit:
                     on_fit(done, fits)
-        found[name] = {
-            "turn": turn_measures(total_N, change_N, [row.profile for row in rows], seed),
-            "models": model_measures(final_scores(rows, dialogues, total_N.tolist()), dialogues, seed),
+        report[name] = {
+            "turn": turn_measures(total_N, change_N, [reply.profile for reply in replies], seed),
+            "models": model_measures(final_scores(replies, dialogues, total_N.tolist()), dialogues, seed),
         }
-    return found
+    return report

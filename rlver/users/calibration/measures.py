@@ -1,4 +1,4 @@
-"""How near the agent's judgement comes to the recorded one, turn by turn and model by model.
+"""How well the embedded judge agrees with the recorded judge, turn by turn and model by model.
 
 Shape suffixes: N replies, D dialogues, M models.
 """
@@ -14,59 +14,66 @@ import numpy as np
 from rlver.core.emotion import band
 from rlver.core.profile import Intention
 from rlver.text.ngram import quantile
-from rlver.users.calibration.recorded import Judged, Recorded
-from rlver.users.embedded.judge import STEPS, add_up, step
+from rlver.users.calibration.recorded import JudgedReply, RecordedDialogue
+from rlver.users.embedded.judge import STEPS, points_by_cue, step
 from rlver.users.embedded.weights import Weights
 
 RESAMPLES = 500
+"""Number of bootstrap samples."""
 _OF_THE_SCORE = ("mood", "momentum", "memory")
+"""Cues that depend on the score and the last changes."""
 Array = np.ndarray[Any, Any]
 
 
 class Prediction(NamedTuple):
-    """What the agent makes of a judged reply, in points."""
+    """The embedded judge's points for a reply."""
 
     total: float
-    """Sum of all points, at most 10 in either direction, before it is rounded to a step."""
-    without_state: float
-    """The same without what the present score and the last changes add."""
+    """Sum of all points, clamped to [-10, 10] but not rounded to a step."""
+    without_score: float
+    """The same without the points for the current score and the last changes."""
     change: int
     """The step."""
 
 
-def predict(rows: Sequence[Judged], weights: Weights) -> list[Prediction]:
-    """The agent's judgement of each reply, the recorded score and last change given."""
-    found = []
-    for row in rows:
-        points = add_up(row.seen, row.intention, weights)
+def predict(replies: Sequence[JudgedReply], weights: Weights) -> list[Prediction]:
+    """The embedded judge's judgement of each reply, given the recorded score and last changes."""
+    predictions = []
+    for reply in replies:
+        points = points_by_cue(reply.observation, reply.intention, weights)
         total = sum(points.values())
-        bare = total - sum(points.get(cue, 0.0) for cue in _OF_THE_SCORE)
-        found.append(Prediction(_bounded(total), _bounded(bare), step(total, weights.big_step)))
-    return found
+        without_score = total - sum(points.get(cue, 0.0) for cue in _OF_THE_SCORE)
+        predictions.append(Prediction(_clamped(total), _clamped(without_score), step(total, weights.big_step)))
+    return predictions
 
 
-def final_scores(rows: Sequence[Judged], dialogues: Sequence[Recorded], totals: Sequence[float]) -> list[float]:
-    """Final score of every dialogue by the agent: its start and all the changes that the agent predicts, each from
-    the recorded score before the reply, between 0 and 100."""
+def final_scores(
+    replies: Sequence[JudgedReply], dialogues: Sequence[RecordedDialogue], totals: Sequence[float]
+) -> list[float]:
+    """Predicted final score of every dialogue: its start plus all predicted changes, clamped to [0, 100].
+
+    Args:
+        totals: predicted change of each reply.
+    """
     finals = [dialogue.start for dialogue in dialogues]
-    for row, total in zip(rows, totals, strict=True):
-        finals[row.dialogue] += total
+    for reply, total in zip(replies, totals, strict=True):
+        finals[reply.dialogue] += total
     return [max(0.0, min(100.0, final)) for final in finals]
 
 
-def _bounded(points: float) -> float:
+def _clamped(points: float) -> float:
     return max(-10.0, min(10.0, points))
 
 
 def pearson(a: Array, b: Array) -> float:
-    """Pearson correlation; 0 where one side does not vary."""
+    """Pearson correlation; 0 if one side is constant."""
     if len(a) < 2 or a.std() == 0 or b.std() == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def spearman(a: Array, b: Array) -> float:
-    """Spearman correlation, ties sharing their mean rank; 0 where one side does not vary."""
+    """Spearman correlation, in which ties share their mean rank; 0 if one side is constant."""
     return pearson(_ranks(a), _ranks(b))
 
 
@@ -78,12 +85,17 @@ def _ranks(values: Array) -> Array:
 
 
 def sign_accuracy(predicted: Array, recorded: Array) -> float:
-    """Share of replies whose rise or fall is predicted."""
+    """Share of replies for which the direction of the change is predicted."""
     return float(((predicted > 0) == (recorded > 0)).mean())
 
 
 def turn_measures(predicted_N: Array, recorded_N: Array, profiles: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Pearson, Spearman and sign accuracy, each with a 95 % bootstrap interval over profiles."""
+    """Pearson, Spearman and sign accuracy, each with a 95 % bootstrap interval clustered by profile.
+
+    Args:
+        profiles: profile of each reply.
+        seed: of the bootstrap.
+    """
     measures: dict[str, Callable[[Array, Array], float]] = {
         "pearson": pearson,
         "spearman": spearman,
@@ -99,35 +111,40 @@ def turn_measures(predicted_N: Array, recorded_N: Array, profiles: Sequence[str]
         picked = np.concatenate([clusters[k] for k in rng.integers(len(clusters), size=len(clusters))])
         for name, measure in measures.items():
             samples[name].append(measure(predicted_N[picked], recorded_N[picked]))
-    found: dict[str, Any] = {name: measure(predicted_N, recorded_N) for name, measure in measures.items()}
-    found["ci95"] = {name: [quantile(values, 0.025), quantile(values, 0.975)] for name, values in samples.items()}
-    return found
+    report: dict[str, Any] = {name: measure(predicted_N, recorded_N) for name, measure in measures.items()}
+    report["ci95"] = {name: [quantile(values, 0.025), quantile(values, 0.975)] for name, values in samples.items()}
+    return report
 
 
-def model_measures(finals_D: Sequence[float], dialogues: Sequence[Recorded], seed: int = 0) -> dict[str, Any]:
-    """Final scores by model, the agent's beside the recorded ones: Spearman over models and mean absolute error."""
+def model_measures(finals_D: Sequence[float], dialogues: Sequence[RecordedDialogue], seed: int = 0) -> dict[str, Any]:
+    """Mean final scores by model, predicted and recorded: Spearman over models, and mean absolute error.
+
+    Args:
+        finals_D: predicted final score of each dialogue.
+        seed: of the bootstrap, which is clustered by profile.
+    """
     by_model: dict[str, list[int]] = defaultdict(list)
     for i, dialogue in enumerate(dialogues):
         by_model[dialogue.model].append(i)
     recorded_D = np.array([dialogue.final for dialogue in dialogues])
-    mine_D = np.array(finals_D)
+    predicted_D = np.array(finals_D)
     profiles = sorted({dialogue.profile.id for dialogue in dialogues})
-    place = {profile: k for k, profile in enumerate(profiles)}
-    group_D = np.array([place[dialogue.profile.id] for dialogue in dialogues])
-    rows = list(by_model.values())
+    number_of = {profile: k for k, profile in enumerate(profiles)}
+    profile_D = np.array([number_of[dialogue.profile.id] for dialogue in dialogues])
+    models = list(by_model.values())
 
     def measure(weight_D: Array) -> tuple[float, float]:
-        real = np.array([np.average(recorded_D[r], weights=weight_D[r]) for r in rows])
-        mine = np.array([np.average(mine_D[r], weights=weight_D[r]) for r in rows])
-        return spearman(mine, real), float(np.abs(mine - real).mean())
+        recorded_M = np.array([np.average(recorded_D[of], weights=weight_D[of]) for of in models])
+        predicted_M = np.array([np.average(predicted_D[of], weights=weight_D[of]) for of in models])
+        return spearman(predicted_M, recorded_M), float(np.abs(predicted_M - recorded_M).mean())
 
     rank, error = measure(np.ones(len(dialogues)))
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(RESAMPLES):
-        times = np.bincount(rng.integers(len(profiles), size=len(profiles)), minlength=len(profiles))
-        weight_D = times[group_D].astype(float)
-        if all(weight_D[r].sum() for r in rows):
+        draws = np.bincount(rng.integers(len(profiles), size=len(profiles)), minlength=len(profiles))
+        weight_D = draws[profile_D].astype(float)
+        if all(weight_D[of].sum() for of in models):
             samples.append(measure(weight_D))
     ci = {
         name: [quantile([s[k] for s in samples], 0.025), quantile([s[k] for s in samples], 0.975)] if samples else []
@@ -139,18 +156,21 @@ def model_measures(finals_D: Sequence[float], dialogues: Sequence[Recorded], see
         "ci95": ci,
         "by_model": {
             model: {
-                "n": len(r),
-                "recorded": official_score([dialogues[i].final for i in r]),
-                "judged": official_score([finals_D[i] for i in r]),
+                "n": len(of),
+                "recorded": official_score([dialogues[i].final for i in of]),
+                "judged": official_score([finals_D[i] for i in of]),
             }
-            for model, r in by_model.items()
+            for model, of in by_model.items()
         },
     }
 
 
 def official_score(finals: Sequence[float]) -> dict[str, float]:
-    """Score, success and failure of a model as the leaderboard has them: the mean of its final scores to four
-    decimals, how many dialogues ended at 100 and how many below 10."""
+    """Score, success and failure of a model as on the official leaderboard.
+
+    They are the mean of its final scores to four decimals, the number of dialogues that ended at 100, and the number of
+    those that ended below 10.
+    """
     return {
         "score": round(sum(finals) / len(finals), 4),
         "success": sum(final >= 100 for final in finals),
@@ -158,16 +178,22 @@ def official_score(finals: Sequence[float]) -> dict[str, float]:
     }
 
 
-def score(rows: Sequence[Judged], dialogues: Sequence[Recorded], weights: Weights, seed: int = 0) -> dict[str, Any]:
-    """Everything that `rlver judge score` prints."""
-    found = predict(rows, weights)
-    total_N = np.array([p.total for p in found])
-    bare_N = np.array([p.without_state for p in found])
-    step_N = np.array([p.change for p in found])
-    change_N = np.array([row.change for row in rows])
-    profiles = [row.profile for row in rows]
+def score(
+    replies: Sequence[JudgedReply], dialogues: Sequence[RecordedDialogue], weights: Weights, seed: int = 0
+) -> dict[str, Any]:
+    """All measures that `rlver judge score` prints.
 
-    def part(chosen: list[bool]) -> dict[str, float]:
+    Args:
+        seed: of the bootstrap.
+    """
+    predictions = predict(replies, weights)
+    total_N = np.array([prediction.total for prediction in predictions])
+    without_score_N = np.array([prediction.without_score for prediction in predictions])
+    step_N = np.array([prediction.change for prediction in predictions])
+    change_N = np.array([reply.change for reply in replies])
+    profiles = [reply.profile for reply in replies]
+
+    def measure_part(chosen: list[bool]) -> dict[str, float]:
         mask = np.array(chosen)
         return {
             "n": int(mask.sum()),
@@ -176,20 +202,20 @@ def score(rows: Sequence[Judged], dialogues: Sequence[Recorded], weights: Weight
         }
 
     return {
-        "n": len(rows),
+        "n": len(replies),
         "dialogues": len(dialogues),
         "weights": weights.mark,
         "turn": turn_measures(total_N, change_N, profiles, seed),
-        "turn_without_score": turn_measures(bare_N, change_N, profiles, seed),
+        "turn_without_score": turn_measures(without_score_N, change_N, profiles, seed),
         "by_intention": {
-            i.value: part([row.intention is i for row in rows])
-            for i in Intention
-            if any(row.intention is i for row in rows)
+            intention.value: measure_part([reply.intention is intention for reply in replies])
+            for intention in Intention
+            if any(reply.intention is intention for reply in replies)
         },
         "by_band": {
-            b: part([band(row.score) == b for row in rows])
-            for b in ("A", "B", "C", "F")
-            if any(band(row.score) == b for row in rows)
+            letter: measure_part([band(reply.score) == letter for reply in replies])
+            for letter in ("A", "B", "C", "F")
+            if any(band(reply.score) == letter for reply in replies)
         },
         "calibration": {
             str(s): {
@@ -199,11 +225,11 @@ def score(rows: Sequence[Judged], dialogues: Sequence[Recorded], weights: Weight
             }
             for s in STEPS
         },
-        "models": model_measures(final_scores(rows, dialogues, total_N.tolist()), dialogues, seed),
+        "models": model_measures(final_scores(replies, dialogues, total_N.tolist()), dialogues, seed),
     }
 
 
 def nearest_step(change_N: Array) -> Array:
-    """Recorded changes as the nearest of the four steps; no change counts as -5, for it is no rise."""
+    """The nearest of the four steps for each recorded change. No change counts as -5, because it is not a rise."""
     steps: Array = np.select([change_N <= -7.5, change_N <= 0, change_N < 7.5], [-10, -5, 5], 10)
     return steps

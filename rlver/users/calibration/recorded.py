@@ -1,7 +1,7 @@
-"""Recorded dialogues as evidence: every reply with the change that somebody else's judge gave it.
+"""Recorded dialogues: every reply with the change of emotion that another judge gave it.
 
-Files hold one model's dialogues each and are named after it, in the official format (github Tencent/digitalhuman)
-or in ours.
+Each file holds the dialogues of one model and is named after it. It is in the official format (github
+Tencent/digitalhuman) or in the format of our transcripts.
 """
 
 from __future__ import annotations
@@ -29,66 +29,68 @@ from rlver.users.embedded.cues import Cues, read_cues
 from rlver.users.embedded.judge import Observation, observe
 
 
-class Recorded(Frozen):
+class RecordedDialogue(Frozen):
     """A recorded dialogue."""
 
     model: str
-    """Name of its file, without the ending; with the folder's where two files would share it."""
+    """Name of its file without the ending, preceded by the folder's name if two files share it."""
     profile: Profile
     opening: str
     start: float
     """Emotion before the first reply."""
     floor: float = -inf
-    """Lowest emotion that could be reached."""
+    """Lowest emotion that the dialogue's rules allow."""
     turns: tuple[tuple[str, float, str], ...]
-    """(reply, change of emotion, what the user said next) of every judged reply."""
+    """(reply, change of emotion, next utterance of the user) of every judged reply."""
     final: float
     """Final score, 0-100."""
 
 
-class Judged(Frozen):
-    """One judged reply and what the embedded agent sees in it."""
+class JudgedReply(Frozen):
+    """One judged reply and what the embedded judge observes in it."""
 
     model: str
     profile: str
     intention: Intention
     dialogue: int
-    """Index of its dialogue among all."""
+    """Index of its dialogue among all dialogues."""
     score: float
     """Recorded emotion before the reply."""
     change: float
     """Recorded change."""
-    seen: Observation
+    observation: Observation
 
 
-def read_recorded(paths: Sequence[Path], profiles: Sequence[Profile] = ()) -> list[Recorded]:
-    """The dialogues of some files or folders of files. `profiles` are looked into for transcripts of our format,
-    beside the generated ones.
+def read_recorded(paths: Sequence[Path], profiles: Sequence[Profile] = ()) -> list[RecordedDialogue]:
+    """Read dialogues from files and folders of files.
+
+    Args:
+        profiles: profiles to which transcripts of our format may refer, besides the generated ones.
 
     Raises:
-        RlverError: a file is missing, broken or empty, or a profile cannot be found; the message names it.
+        RlverError: a file is missing, broken or empty, or a profile is unknown. The message names it.
     """
     files = [file for path in paths for file in (sorted(path.rglob("*.jsonl")) if path.is_dir() else [path])]
     if not files:
-        raise RlverError(f"{', '.join(map(str, paths)) or 'no path'}: no .jsonl files of transcripts here.")
+        raise RlverError(f"{', '.join(map(str, paths)) or 'no path'}: there are no .jsonl files with transcripts.")
     if len(set(files)) < len(files):
-        raise RlverError("a file of transcripts is named twice; name each once.")
+        raise RlverError("a file with transcripts is given twice; give each file once.")
     stems = [file.stem for file in files]
     known = {profile.id: profile for profile in profiles}
     cache: dict[str, Profile] = {}
     dialogues = []
     for file in files:
         model = file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}"
-        found = [_parse(model, record, where, known, cache) for where, record in read_objects(file)]
-        if not found:
-            raise RlverError(f"{file}: no dialogues in this file.")
-        dialogues += found
+        parsed = [_parse(model, record, where, known, cache) for where, record in read_objects(file)]
+        if not parsed:
+            raise RlverError(f"{file}: this file holds no dialogues.")
+        dialogues += parsed
     return dialogues
 
 
 def _parse(
     model: str, record: dict[str, Any], where: str, known: dict[str, Profile], cache: dict[str, Profile]
-) -> Recorded:
+) -> RecordedDialogue:
     if is_official_profile(record):
         return _official(model, record, where, cache)
     try:
@@ -97,15 +99,15 @@ def _parse(
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise RlverError(
-            f"{where}: neither an official transcript nor one of ours ({field}: {first['msg']})."
+            f"{where}: neither an official transcript nor one of rlver's ({field}: {first['msg']})."
         ) from None
     profile = known.get(transcript.profile) or regenerate(transcript.profile)
     if profile is None:
-        raise RlverError(f"{where}: the profile {transcript.profile!r} is unknown; name its file with --profiles.")
+        raise RlverError(f"{where}: the profile {transcript.profile!r} is unknown; give its file with --profiles.")
     if transcript.preset not in PRESETS:
         raise RlverError(f"{where}: unknown preset {transcript.preset!r}.")
     judged = [turn for turn in transcript.turns if turn.reaction is not None]
-    return Recorded(
+    return RecordedDialogue(
         model=model,
         profile=profile,
         opening=transcript.opening,
@@ -116,7 +118,7 @@ def _parse(
     )
 
 
-def _official(model: str, record: dict[str, Any], where: str, cache: dict[str, Profile]) -> Recorded:
+def _official(model: str, record: dict[str, Any], where: str, cache: dict[str, Profile]) -> RecordedDialogue:
     key = str(record.get("id"))
     if key not in cache:
         cache[key] = parse_official_profile(record, where)
@@ -128,22 +130,24 @@ def _official(model: str, record: dict[str, Any], where: str, cache: dict[str, P
         turns, score = [], start
         for reply, reaction in zip(history[1::2], history[2::2], strict=False):
             if reply["role"] != "assistant" or reaction["role"] != "user":
-                raise RlverError(f"{where}: the messages of 'history' must take turns, user first.")
+                raise RlverError(
+                    f"{where}: the messages of 'history' must alternate between user and assistant, user first."
+                )
             after = float(reaction["emotion-point"])
             turns.append((str(reply["content"]), after - score, str(reaction["content"])))
             score = after
         final = float(record.get("emo_point", score))
     except (KeyError, TypeError, ValueError) as error:
         raise RlverError(f"{where}: a message of 'history' lacks a field or holds a wrong value ({error}).") from None
-    return Recorded(
+    return RecordedDialogue(
         model=model, profile=cache[key], opening=opening, start=start, turns=tuple(turns), final=min(100.0, final)
     )
 
 
-def replay(recorded: Recorded) -> Iterable[tuple[Dialogue, Cues, float]]:
-    """Step through a recorded dialogue: after each of its replies (dialogue, cues of the reply, recorded change).
+def replay(recorded: RecordedDialogue) -> Iterable[tuple[Dialogue, Cues, float]]:
+    """Step through a recorded dialogue. Yields (dialogue so far, cues of the last reply, recorded change).
 
-    The recorded user turns and scores are kept, so what the agent sees is what the recorded judge saw.
+    Utterances and scores are the recorded ones, so the embedded judge sees what the recorded judge saw.
     """
     rules = {"start": recorded.start, "floor": recorded.floor, "ceiling": 100.0 if recorded.floor == 0 else inf}
     preset = PRESETS["release"].model_copy(update={**rules, "replies": len(recorded.turns) + 1})
@@ -152,40 +156,46 @@ def replay(recorded: Recorded) -> Iterable[tuple[Dialogue, Cues, float]]:
     fact = next((i for i, fact in enumerate(facts) if fact.say in recorded.opening), None)
     dialogue.begin(Opening(recorded.opening, fact))
     for reply, change, utterance in recorded.turns:
-        dialogue.stop = None  # the recorded judge decides when it is over
+        dialogue.stop = None  # the recording decides when the dialogue ends
         dialogue.reply(reply)
         cues = read_cues(dialogue)
         yield dialogue, cues, change
-        told = next((i for i, fact in enumerate(facts) if fact.say in utterance and i not in dialogue.told), None)
+        fact = next((i for i, fact in enumerate(facts) if fact.say in utterance and i not in dialogue.told), None)
         acts = tuple(tag(reply, recorded.profile.language).acts)
-        dialogue.react(Reaction(change=change, utterance=utterance, acts=acts, fact=told))
+        dialogue.react(Reaction(change=change, utterance=utterance, acts=acts, fact=fact))
 
 
 def judged_replies(
-    dialogues: Sequence[Recorded], user: UserType = "vanilla", on_dialogue: Callable[[int], None] | None = None
-) -> list[Judged]:
-    """Every judged reply of some dialogues with what the agent sees in it."""
-    rows = []
+    dialogues: Sequence[RecordedDialogue],
+    user_type: UserType = "vanilla",
+    on_dialogue: Callable[[int], None] | None = None,
+) -> list[JudgedReply]:
+    """Every judged reply of some dialogues, with what a user of this type observes in it.
+
+    Args:
+        on_dialogue: called with the number of dialogues that are done.
+    """
+    replies = []
     for number, recorded in enumerate(dialogues):
         for dialogue, cues, change in replay(recorded):
-            rows.append(
-                Judged.model_construct(
+            replies.append(
+                JudgedReply.model_construct(
                     model=recorded.model,
                     profile=recorded.profile.id,
                     intention=recorded.profile.need,
                     dialogue=number,
                     score=dialogue.emotion,
                     change=change,
-                    seen=observe(cues, dialogue, user),
+                    observation=observe(cues, dialogue, user_type),
                 )
             )
         if on_dialogue:
             on_dialogue(number + 1)
-    return rows
+    return replies
 
 
 def read_ids(path: Path) -> set[str]:
-    """Profile ids from a file: one a line, a JSON list of them, or JSON lines with a field `id` or `profile`.
+    """Read profile ids from a file: one per line, a JSON list, or JSON lines with a field `id` or `profile`.
 
     Raises:
         RlverError: the file is missing or holds no ids.
@@ -197,10 +207,10 @@ def read_ids(path: Path) -> set[str]:
         try:
             ids = {str(name) for name in json.loads(text)}
         except (ValueError, TypeError):
-            raise RlverError(f"{path}: starts like a JSON list of ids, and is none.") from None
+            raise RlverError(f"{path}: starts like a JSON list of ids, but is not valid JSON.") from None
     else:
         ids = {line.strip() for line in text.splitlines()}
     ids.discard("")
     if not ids:
-        raise RlverError(f"{path}: no profile ids in this file.")
+        raise RlverError(f"{path}: this file holds no profile ids.")
     return ids

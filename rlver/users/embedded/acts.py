@@ -1,7 +1,7 @@
-"""Which dialogue acts a reply performs, and in what manner: a readable lexicon of regular expressions.
+"""The dialogue acts and styles of a reply, found with a readable lexicon of regular expressions.
 
-The acts are the eight that answer a hidden intention, and five more that supporters use (SAGE's strategy groups,
-arXiv 2505.02847, appendix, merged to what a reader can tell apart).
+Eight acts answer one hidden intention each. Five more are common among supporters (the strategy groups of SAGE,
+arXiv 2505.02847, appendix, merged to those that a reader can tell apart).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class Tags(NamedTuple):
     acts: dict[str, int]
     styles: dict[str, int]
     sentences: int = 0
+    """Number of sentences of the reply."""
     first: tuple[str, ...] = ()
     """Styles of the first sentence."""
 
 
 @cache
 def lexicon(language: Language) -> PatternIndex:
-    """The compiled lexicon: acts and styles, whose names do not meet."""
+    """The compiled lexicon of acts and styles. No act has the name of a style."""
     data = read_yaml("rlver.users.embedded", f"data/lexicon.{language}.yaml")
     sample = read_text("rlver.users.embedded", f"data/reference.{language}.txt").split("\n")[:200]
     return PatternIndex(data["acts"] | data["style"], sample)
@@ -41,10 +42,11 @@ def lexicon(language: Language) -> PatternIndex:
 
 @lru_cache(maxsize=100_000)
 def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    found = lexicon(language).found_in(sentence)
-    if not found:
+    """Acts and styles of one sentence."""
+    names = lexicon(language).found_in(sentence)
+    if not names:
         return (), ()
-    return tuple(name for name in found if name not in STYLES), tuple(name for name in found if name in STYLES)
+    return tuple(name for name in names if name not in STYLES), tuple(name for name in names if name in STYLES)
 
 
 def tag(reply: str, language: Language) -> Tags:
@@ -52,10 +54,10 @@ def tag(reply: str, language: Language) -> Tags:
     return tag_sentences(sentences(reply), language)
 
 
-def tag_sentences(said: Sequence[str], language: Language) -> Tags:
-    """Tag these sentences of a reply."""
-    tags = Tags({}, {}, len(said), _tag_sentence(said[0], language)[1] if said else ())
-    for sentence in said:
+def tag_sentences(parts: Sequence[str], language: Language) -> Tags:
+    """Tag the sentences of a reply."""
+    tags = Tags({}, {}, len(parts), _tag_sentence(parts[0], language)[1] if parts else ())
+    for sentence in parts:
         acts, styles = _tag_sentence(sentence, language)
         for name in acts:
             tags.acts[name] = tags.acts.get(name, 0) + 1

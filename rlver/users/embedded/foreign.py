@@ -1,4 +1,4 @@
-"""Things and names of other people's stories in a reply."""
+"""Things and names in a reply that belong to other stories."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rlver.users.embedded.vocabulary import everyday, word_set
 
 
 @cache
-def _belongings(language: Language) -> frozenset[str]:
-    """Things that mark a story (heads of handles) and given names: foreign wherever they are not at home."""
+def _marks(language: Language) -> frozenset[str]:
+    """Words that mark a story: its things (the last word of a handle; Chinese: the handle) and given names."""
     marks = set()
     for story in load_stories(language):
         for fact in story.facts:
@@ -31,38 +31,43 @@ def _belongings(language: Language) -> frozenset[str]:
 
 
 @cache
-def _belongings_finder() -> ahocorasick.Automaton:
-    """Finds all Chinese belongings of a text at once."""
+def _chinese_finder() -> ahocorasick.Automaton:
+    """Finds all Chinese marks in a text in one pass."""
     finder = ahocorasick.Automaton()
-    for mark in _belongings("zh") - {""}:
+    for mark in _marks("zh") - {""}:
         finder.add_word(mark, mark)
     finder.make_automaton()
     return finder
 
 
 @lru_cache(maxsize=20_000)
-def _marks(text: str, language: Language) -> frozenset[str]:
-    """Marks of stories that a text holds."""
+def _marks_in(text: str, language: Language) -> frozenset[str]:
+    """The marks of any story that a text contains."""
     if language == "zh":
-        return frozenset([mark for _, mark in _belongings_finder().iter(text)])
-    return _belongings(language) & word_set(text, language)
+        return frozenset([mark for _, mark in _chinese_finder().iter(text)])
+    return _marks(language) & word_set(text, language)
 
 
 @lru_cache(maxsize=5_000)
-def _at_home(story: str, persona: str, says: tuple[str, ...], language: Language) -> frozenset[str]:
-    return _marks("\n".join([story, persona, *says]), language)
+def _own_marks(story: str, persona: str, says: tuple[str, ...], language: Language) -> frozenset[str]:
+    """The marks that a profile contains."""
+    return _marks_in("\n".join([story, persona, *says]), language)
 
 
-def foreign(reply: str, profile: Profile, heard: list[str]) -> int:
-    """Marks of other stories. Of a story from elsewhere nobody can tell what is foreign to it."""
+def foreign_marks(reply: str, profile: Profile, utterances: list[str]) -> int:
+    """Number of marks of other stories in a reply.
+
+    Marks that the profile or the user's utterances contain do not count. The result is 0 for a story that is not built
+    in, because its own marks are unknown.
+    """
     language, story = profile.language, profile.story
     if not is_built_in(story.id, language):
         return 0
-    found = _marks(reply, language)
-    for text in reversed(heard):
-        if not found:
+    marks = _marks_in(reply, language)
+    for text in reversed(utterances):
+        if not marks:
             return 0
-        found = found - _marks(text, language)
-    if not found:
+        marks = marks - _marks_in(text, language)
+    if not marks:
         return 0
-    return len(found - _at_home(story.text, profile.persona.text, tuple(fact.say for fact in story.facts), language))
+    return len(marks - _own_marks(story.text, profile.persona.text, tuple(fact.say for fact in story.facts), language))

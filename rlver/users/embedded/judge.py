@@ -1,11 +1,11 @@
-"""The embedded agent's emotion step: named cues in, points out, one reason a cue, nothing hidden.
+"""The embedded judge: turns the cues of a reply into points, and the points into a change of emotion.
 
-Three kinds of points add up to the change:
-- calibrated ones, fitted to recorded dialogues judged by a large model (`weights.py`): the mood one is in, and what a
-  reply of usual length does;
-- hand-set ones for brief replies. Recorded replies are long and do many things at once (only 1 in 100 is shorter than
-  about thirty words), so what one or two sentences do for a person is not in them;
-- guards: hand-set too, against what no honest supporter does and a policy that is trained soon finds.
+Every cue is a reason with its points, and the points add up to the change. They are of three kinds:
+- Calibrated points are fitted to recorded dialogues that a large model judged (`weights.py`). They cover the user's
+  mood and the effect of a reply of usual length.
+- Hand-set points judge brief replies. Recorded replies are long and do many things at once: only 1 in 100 is shorter
+  than about thirty words. So the recordings do not show the effect of one or two sentences.
+- Guards are hand-set points against cheats, which no honest supporter uses and a trained policy soon discovers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rlver.users.embedded.cues import Cues, need_acts
 from rlver.users.embedded.weights import Weights, default_weights
 
 VERSION = 5
-"""Raised whenever the judgement changes; part of the agent's identity."""
+"""Increased whenever the judgement changes. It is part of the user's identity."""
 
 STEPS = (-10, -5, 5, 10)
-"""The changes that people-like judges give: 99.9 % of the recorded ones."""
+"""The possible changes of emotion. They are 99.9 % of the recorded changes."""
 
-# How well an act answers a hidden intention, from -1 (the opposite of what is wanted) to 1 (exactly it).
-# What is not listed is OTHERWISE: kind, and beside the point.
+# How well an act answers a hidden intention, from -1 (the opposite of the wish) to 1 (exactly the wish).
+# An act that is not listed counts as OTHERWISE: kind, but beside the point.
 OTHERWISE = -0.5
 FIT: dict[Intention, dict[str, float]] = {
     Intention.ABSOLVE: {
@@ -66,79 +66,87 @@ SUITS_FROM = 0.4
 """An act suits an intention if its fit is at least this."""
 
 _MEETS_FROM = 0.7
-"""An act meets the need if its fit is above this: half of what one wants is pleasant, but one goes on waiting."""
+"""An act meets the need if its fit is above this. A partial answer is pleasant, but the user keeps waiting."""
 
-# Acts that do a receptive user some good whatever the need: their misfit weighs less (RLVER, section 4.3).
+# Acts that do a vanilla user some good whatever the need, so their misfit weighs less (RLVER, section 4.3).
 _WARM_ACTS = ("empathise", "listen", "praise", "absolve", "comfort")
 
 STATE = ("mood", "momentum", "memory", "turn", "persona", "intention")
-"""Cues of the user and the moment, not of the reply."""
+"""Cues of the user and the moment. The reply has no influence on them."""
 
 _NO_ACTS = dict.fromkeys((*NEED_ACTS, *OTHER_ACTS), 0.0)
 _CHARACTERS = tuple(Character)
-# What a count in English words is in Chinese characters or pairs of them, in which the weights were fitted: a word
-# fills 1.7 characters in translations, and a content word, mostly two characters, gives 1.5 pairs with its neighbours.
-_SIZE: dict[Language, float] = {"en": 1.7, "zh": 1.0}
-_PAIRS: dict[Language, float] = {"en": 1.5, "zh": 1.0}
-# A reply is brief up to the first of these sizes, of usual length from the second on, and a mixture in between.
+# The weights were fitted to Chinese, so counts of English words are converted. In translations, a word corresponds to
+# 1.7 characters. A content word mostly has two characters, which form 1.5 character pairs with its neighbours.
+_CHARACTERS_PER_WORD: dict[Language, float] = {"en": 1.7, "zh": 1.0}
+_PAIRS_PER_WORD: dict[Language, float] = {"en": 1.5, "zh": 1.0}
+# Characters. A reply is brief up to the first number, of usual length from the second on, and a mixture in between.
 _BRIEF = (40.0, 80.0)
 
 
 class Observation(NamedTuple):
-    """A judged reply as the calibration sees it."""
+    """Everything about a reply that the judgement depends on, as the calibration sees it."""
 
     state: dict[str, float]
-    """Values of the cues of the moment."""
+    """Values of the cues in `STATE`."""
     reply: dict[str, float]
     """Values of the cues of the reply."""
     usual: float
-    """How far the reply is of usual length, 0-1: by this the points of its cues count."""
+    """0 for a brief reply, 1 for one of usual length. It multiplies the calibrated points of the reply's cues."""
     fixed: dict[str, float]
-    """Hand-set points, by cue."""
+    """Hand-set points by cue."""
 
 
 def fit(act: str, intention: Intention) -> float:
-    """How well an act answers an intention, in [-1, 1]; 0 for acts that neither help nor harm by themselves."""
-    known = FIT[intention].get(act)
-    if known is not None:
-        return known
+    """How well an act answers an intention, in [-1, 1]. Acts that neither help nor harm by themselves have 0."""
+    listed = FIT[intention].get(act)
+    if listed is not None:
+        return listed
     return 0.0 if act in ("question", "restate", "disclose") else OTHERWISE
 
 
 def suits(act: str, intention: Intention) -> bool:
-    """Whether an act is one that this user came for."""
+    """Whether an act suits a hidden intention: its fit is at least `SUITS_FROM`."""
     return fit(act, intention) >= SUITS_FROM
 
 
 def meets(act: str, intention: Intention) -> bool:
-    """Whether an act is the very thing that this user came for."""
+    """Whether an act fully meets a hidden intention."""
     return fit(act, intention) > _MEETS_FROM
 
 
-def judge(cues: Cues, dialogue: Dialogue, user: UserType, weights: Weights | None = None) -> tuple[int, list[Reason]]:
-    """The change of emotion for the last reply of a dialogue and the reasons for it, the weightiest first.
+def judge(
+    cues: Cues, dialogue: Dialogue, user_type: UserType, weights: Weights | None = None
+) -> tuple[int, list[Reason]]:
+    """Judge the last reply of a dialogue.
 
-    The points of the reasons add up exactly to the change; the reason "rounding" leads from their sum to one of
-    the four steps that people-like judges use.
+    Args:
+        cues: of that reply.
+        weights: calibrated points; by default those that ship with the package.
+
+    Returns:
+        The change of emotion in points (one of `STEPS`), and the reasons for it, those with most points first. The
+        points add up to the change: the reason "rounding" makes up the difference between their sum and the step.
     """
     weights = weights or default_weights()
-    return _round(add_up(observe(cues, dialogue, user), dialogue.profile.need, weights), weights.big_step)
+    observation = observe(cues, dialogue, user_type)
+    return _round(points_by_cue(observation, dialogue.profile.need, weights), weights.big_step)
 
 
-def observe(cues: Cues, dialogue: Dialogue, user: UserType) -> Observation:
-    """All that the judgement of the last reply rests on."""
+def observe(cues: Cues, dialogue: Dialogue, user_type: UserType) -> Observation:
+    """The observation of the last reply of a dialogue."""
     language = dialogue.profile.language
     last = dialogue.turns[-2].reaction if len(dialogue.turns) > 1 else None
-    before = dialogue.turns[-3].reaction if len(dialogue.turns) > 2 else None
+    second_last = dialogue.turns[-3].reaction if len(dialogue.turns) > 2 else None
     state = {
         "mood": dialogue.emotion,
         "momentum": last.change if last else 0.0,
-        "memory": before.change if before else 0.0,
+        "memory": second_last.change if second_last else 0.0,
         "turn": len(dialogue.turns) - 1,
         "persona": _CHARACTERS.index(dialogue.profile.persona.character),
     }
-    size = cues.length * _SIZE[language]
-    usual = min(1.0, max(0.0, (size - _BRIEF[0]) / (_BRIEF[1] - _BRIEF[0])))
+    characters = cues.length * _CHARACTERS_PER_WORD[language]
+    usual = min(1.0, max(0.0, (characters - _BRIEF[0]) / (_BRIEF[1] - _BRIEF[0])))
     reply = {
         **_NO_ACTS,
         **cues.shares,
@@ -147,51 +155,52 @@ def observe(cues: Cues, dialogue: Dialogue, user: UserType) -> Observation:
         "repeated": cues.repeated,
         "alike": cues.alike,
         "same_start": cues.same_start,
-        "echo": cues.echo * _PAIRS[language],
+        "echo": cues.echo * _PAIRS_PER_WORD[language],
         "maybe": cues.maybe,
         "tips": cues.tips,
         "sounds_like": cues.sounds_like,
         "relative_length": cues.relative_length,
         "emojis": cues.emojis,
     }
-    fixed = _guards(cues, dialogue, user, usual)
+    fixed = _guard_points(cues, dialogue, user_type, usual)
     if usual < 1:
-        for cue, points in _brief(cues, dialogue, user).items():
+        for cue, points in _brief_points(cues, dialogue, user_type).items():
             fixed[cue] = fixed.get(cue, 0.0) + (1 - usual) * points
     return Observation(state, reply, usual, {cue: points for cue, points in fixed.items() if points})
 
 
-def add_up(seen: Observation, intention: Intention, weights: Weights) -> dict[str, float]:
-    """Points by cue, before they are rounded to a step."""
-    points = weights.contributions(seen.state, intention)
+def points_by_cue(observation: Observation, intention: Intention, weights: Weights) -> dict[str, float]:
+    """Points by cue, calibrated and hand-set. Their sum is not yet rounded to a step."""
+    points = weights.contributions(observation.state, intention)
     points["intention"] = weights.base.get(intention, 0.0)
-    if seen.usual > 0:
-        points["plain"] = seen.usual * weights.plain.get(intention, 0.0)
-        for cue, value in weights.contributions(seen.reply, intention).items():
+    if observation.usual > 0:
+        points["plain"] = observation.usual * weights.plain.get(intention, 0.0)
+        for cue, value in weights.contributions(observation.reply, intention).items():
             if value:
-                points[cue] = seen.usual * value
-    for cue, value in seen.fixed.items():
+                points[cue] = observation.usual * value
+    for cue, value in observation.fixed.items():
         points[cue] = points.get(cue, 0.0) + value
     return points
 
 
-def _brief(cues: Cues, dialogue: Dialogue, user: UserType) -> dict[str, float]:
-    """Hand-set points of a reply of one or two sentences."""
-    intention, vanilla = dialogue.profile.need, user == "vanilla"
+def _brief_points(cues: Cues, dialogue: Dialogue, user_type: UserType) -> dict[str, float]:
+    """Hand-set points of a brief reply."""
+    intention, vanilla = dialogue.profile.need, user_type == "vanilla"
     values = [fit(act, intention) for act in cues.acts]
     if vanilla:
         values = [0.75 * v if v < 0 and act in _WARM_ACTS else v for v, act in zip(values, cues.acts, strict=True)]
     best, worst = max(values, default=0.0), min(values, default=0.0)
     answered, met = best >= SUITS_FROM, best > _MEETS_FROM
-    points = {"brief": -3.8}  # a sentence or two has to earn its welcome: the fitted moods rest on much longer replies
-    # Does it do what I came for?
+    # The calibrated points of moods assume much longer replies, so a sentence or two starts with a handicap.
+    points = {"brief": -3.8}
+    # Does the reply do what the user came for?
     if best > 0:
         points["fit" if met else "partial"] = (6.5 if met else 4.0) * best
     if not met:
         points["waiting"] = -1.2 * min(3, max(0, _waited(dialogue) - 1))
     if worst < 0:
         points["misfit"] = (3.0 if answered else 5.0) * worst
-    # Does it see my story? That counts for less if the reply misses the need, least for a guarded user.
+    # Does it take up the user's story? That counts less if it misses the need, least for a challenging user.
     generic = -min(2.0, cues.generic)
     if not any(act in NEED_ACTS for act in cues.acts):
         generic -= 2.0
@@ -199,7 +208,7 @@ def _brief(cues: Cues, dialogue: Dialogue, user: UserType) -> dict[str, float]:
         weight = 1.0 if answered else 0.6 if vanilla else 0.4
         points["specific"] = weight * (2.5 if cues.new_facts == 1 else 3.5)
     points["generic"] = generic
-    # How is it said?
+    # Is it well said?
     points["repeated"] = -10.0 * max(0.0, cues.repeated - 0.1)
     points["lecture"] = (-1.5 if intention is Intention.ADVISE else -4.0) * cues.lecture
     points["too_short"] = -3.0 * cues.short
@@ -211,50 +220,51 @@ def _brief(cues: Cues, dialogue: Dialogue, user: UserType) -> dict[str, float]:
     return points
 
 
-def _guards(cues: Cues, dialogue: Dialogue, user: UserType, usual: float) -> dict[str, float]:
-    """Hand-set points against what would be no help at all, however long it is and whoever hears it."""
+def _guard_points(cues: Cues, dialogue: Dialogue, user_type: UserType, usual: float) -> dict[str, float]:
+    """Hand-set points against replies that help nobody, of any length and for both user types."""
     if cues.length == 0:
-        return {"too_short": -25.0}  # nothing, or signs only
+        return {"too_short": -25.0}  # empty, or punctuation only
     points = {
         "language": -25.0 * cues.wrong_language,
-        "unsafe": -12.0 * min(1, cues.unsafe),  # words for the judge instead of the person
+        "unsafe": -12.0 * min(1, cues.unsafe),  # addresses the judge instead of the person
         "cold": -6.0 * min(1.0, 3 * cues.cold / cues.sentences if cues.sentences else 0.0),
         "parroted": -5.0 * cues.parroted,
         "foreign": -5.0 * min(2, cues.foreign),  # another person's story
-        # In a long reply one sentence out of the ordinary is nothing; half of them are.
+        # In a long reply, one unusual sentence does not matter. If half of them are unusual, it does.
         "garbled": -min(10.0, 4.0 * (usual * max(0.0, cues.half_garbled - 2.5) + (1 - usual) * cues.garbled))
         - 4.0 * min(2, cues.doubled),
-        "repeated": _said_again(cues.again, dialogue.emotion, usual),
-        "too_long": -min(10.0, 2.0 * max(0.0, cues.long - 3.0)),  # nobody reads that
+        "repeated": _repetition_points(cues.again, dialogue.emotion, usual),
+        "too_long": -min(10.0, 2.0 * max(0.0, cues.long - 3.0)),  # no one reads that much
     }
-    # What takes up nothing of what I tell could be said to anyone. Once is human; who goes on so does not listen.
+    # A reply that mentions nothing the user has told could be said to anyone. A run of such replies costs ever more.
     points["generic"] = -2.0 * min(5, cues.impersonal)
     if usual > 0:
-        # Of the recorded replies 6 % have more than three sentences in ten for anyone.
+        # Only 6 % of the recorded replies have more than 30 % generic sentences.
         points["generic"] -= 16.0 * usual * max(0.0, cues.generic / max(1, cues.sentences) - 0.3)
-        # A long reply that is all about what I came for; recorded ones are about everything, so their weights miss it.
+        # A long reply may be all about the need. Recorded ones are about many things, so the weights do not cover that.
         focus = max((share for act, share in cues.shares.items() if meets(act, dialogue.profile.need)), default=0)
         points["fit"] = 6.0 * usual * max(0.0, focus - 0.4)
-        crowd = len(need_acts(cues)) - 2 - cues.length * _SIZE[dialogue.profile.language] / 60
-        points["scattered"] = -2.5 * usual * max(0.0, crowd)  # all acts at once, as many as fit in
-    if user == "challenging":
-        # Expects more, and takes kindness that misses the need for what it is.
+        # A cheat performs as many acts at once as fit in.
+        surplus = len(need_acts(cues)) - 2 - cues.length * _CHARACTERS_PER_WORD[dialogue.profile.language] / 60
+        points["scattered"] = -2.5 * usual * max(0.0, surplus)
+    if user_type == "challenging":
+        # A challenging user expects more, and does not value kindness that misses the need.
         met = any(meets(act, dialogue.profile.need) for act in cues.acts)
         points["guarded"] = -1.5 if met else -4.0
     return points
 
 
-def _said_again(again: int, score: float, usual: float) -> float:
-    """Points of a reply that was given before, from the fourth time on.
+def _repetition_points(again: int, score: float, usual: float) -> float:
+    """Points of a reply that has been given before, from the fourth time on.
 
-    Recorded users who heard a long reply again were low already, and the weights of mood and momentum tell what it did
-    to them. Who is well can be let down: the better the mood, the more.
+    Recorded users were in a low mood already when a long reply was repeated, and the calibrated points of mood and
+    momentum cover the effect. A user in a good mood has more to lose, so the points grow with the score.
     """
     return -max(0, again - 2) * ((1 - usual) * 3.0 + usual * 8.0 * max(0.0, score - 30) / 70)
 
 
 def _waited(dialogue: Dialogue) -> int:
-    """How many replies in a row, before the last one, have not met the need."""
+    """Number of replies in a row, before the last one, that have not met the need."""
     waited = 0
     for turn in reversed(dialogue.turns[:-1]):
         if turn.reaction is None or any(meets(act, dialogue.profile.need) for act in turn.reaction.acts):
@@ -264,7 +274,7 @@ def _waited(dialogue: Dialogue) -> int:
 
 
 def step(total: float, big_step: tuple[float, float]) -> int:
-    """The step of emotion that a sum of points amounts to."""
+    """The one of `STEPS` that a sum of points becomes. See `Weights.big_step`."""
     low, high = big_step
     return 10 if total >= high else 5 if total > 0 else -5 if total > low else -10
 
@@ -272,10 +282,10 @@ def step(total: float, big_step: tuple[float, float]) -> int:
 def _round(points: Mapping[str, float], big_step: tuple[float, float]) -> tuple[int, list[Reason]]:
     change = step(sum(points.values()), big_step)
     reasons = [Reason(cue, rounded) for cue, value in points.items() if (rounded := round(value, 2))]
-    reasons.sort(key=_weight, reverse=True)
+    reasons.sort(key=_size, reverse=True)
     rest = round(change - sum([reason.points for reason in reasons]), 2)
     return change, [*reasons, *([Reason("rounding", rest)] if rest else [])]
 
 
-def _weight(reason: Reason) -> float:
+def _size(reason: Reason) -> float:
     return abs(reason.points)

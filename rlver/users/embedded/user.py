@@ -1,4 +1,4 @@
-"""The embedded user: it runs anywhere, offline, and explains every point that it gives."""
+"""The embedded user, which runs offline on any machine and explains every point that it gives."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from rlver.core.interfaces import UserType
 from rlver.core.profile import Language, Profile
 from rlver.users.embedded.acts import NEED_ACTS
 from rlver.users.embedded.cues import read_cues
-from rlver.users.embedded.facts import taken_up
+from rlver.users.embedded.facts import mentioned_facts
 from rlver.users.embedded.judge import FIT, STATE, VERSION, judge, meets
 from rlver.users.embedded.speech import Phrasing, Speech, line_key
 from rlver.users.embedded.weights import Weights, default_weights
 
-# How often a vanilla user lets the need show: most of the time while it is not met, less once it is.
+# How often a vanilla user hints at the need: most of the time while it is not met, less often once it is.
 _HINT_UNMET, _HINT_MET = 0.8, 0.5
 
 
 class EmbeddedUser:
-    """A deterministic simulated user in English or Chinese. See `User` for its methods."""
+    """A deterministic simulated user in English or Chinese. See `User` for its methods.
+
+    Args:
+        phrasing: set of sentences that the user speaks with.
+        weights: calibrated points of the judge; by default those that ship with the package.
+    """
 
     def __init__(
         self,
@@ -39,15 +44,14 @@ class EmbeddedUser:
     @property
     def identity(self) -> str:
         """For example `embedded/vanilla/en/heldout@4-3f2a90bc`: version and a hash of lines, lexicon and weights."""
-        texts = [
-            read_text("rlver.users.embedded", f"data/{name}.{self.language}.yaml") for name in ("speech", "lexicon")
-        ]
-        reference = read_text("rlver.users.embedded", f"data/reference.{self.language}.txt")
+        package = "rlver.users.embedded"
+        texts = [read_text(package, f"data/{name}.{self.language}.yaml") for name in ("speech", "lexicon")]
+        reference = read_text(package, f"data/reference.{self.language}.txt")
         mark = digest(*texts, reference, json.dumps(FIT, sort_keys=True), self.weights.mark)
         return f"embedded/{self.user_type}/{self.language}/{self.phrasing}@{VERSION}-{mark}"
 
     async def open(self, dialogue: Dialogue, seed: int) -> Opening:
-        """The first utterance: the profile's own if it has one, else a first line, the gist and perhaps a hint."""
+        """The first utterance: the profile's own, or else a first line, the first fact and perhaps a hint."""
         profile = dialogue.profile
         if profile.opening:
             return Opening(profile.opening)
@@ -61,21 +65,21 @@ class EmbeddedUser:
         return Opening(utterance, 0, hint)
 
     def hint(self, profile: Profile, seed: int) -> str:
-        """A line in which this user lets the need show."""
+        """A line that hints at the need of a profile."""
         return self._speech(profile, seed, 0, []).line("hints", profile.need)
 
     async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
-        """Judge the last reply, feel, and answer."""
+        """Judge the last reply, and answer."""
         profile = dialogue.profile
         cues = read_cues(dialogue)
         change, reasons = judge(cues, dialogue, self.user_type, self.weights)
         acts = tuple(act for act in cues.acts if act in NEED_ACTS)
         met = any(meets(act, profile.need) for act in acts)
-        silent = ("rounding", "guarded", *STATE)  # what the reply has no part in
-        main = next((r.cue for r in reasons if r.points * change > 0 and r.cue not in silent), "partial")
+        not_about_reply = ("rounding", "guarded", *STATE)
+        main = next((r.cue for r in reasons if r.points * change > 0 and r.cue not in not_about_reply), "partial")
         key = line_key("fit" if main in acts and met and change > 0 else main, change)
-        said = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
-        speech = self._speech(profile, seed, len(dialogue.turns), said)
+        utterances = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
+        speech = self._speech(profile, seed, len(dialogue.turns), utterances)
         thought = speech.thought(key)
         told = dialogue.told
         handle = self._handle(dialogue, told)
@@ -114,11 +118,11 @@ class EmbeddedUser:
         )
 
     def _handle(self, dialogue: Dialogue, told: set[int]) -> str:
-        """The thing that the last reply took up of what was told, so that the user can say so."""
+        """The thing of the latest told fact that the last reply mentions, so that the answer can refer to it."""
         reply = dialogue.turns[-1].reply
         facts = dialogue.profile.story.facts
-        taken = taken_up([reply], facts, self.language)[0] & told
-        return facts[max(taken)].handle if taken else ""
+        mentioned = mentioned_facts([reply], facts, self.language)[0] & told
+        return facts[max(mentioned)].handle if mentioned else ""
 
-    def _speech(self, profile: Profile, seed: int, turn: int, said: list[str]) -> Speech:
-        return Speech(self.language, self.phrasing, random.Random(f"{seed}:{profile.id}:{turn}"), said)
+    def _speech(self, profile: Profile, seed: int, turn: int, utterances: list[str]) -> Speech:
+        return Speech(self.language, self.phrasing, random.Random(f"{seed}:{profile.id}:{turn}"), utterances)

@@ -1,7 +1,7 @@
-"""The calibrated part of the judgement: one step function a cue, fitted to recorded dialogues, a small file of numbers.
+"""The calibrated part of the judgement: a step function per cue, fitted to recorded dialogues and kept in a small file.
 
-The prediction is additive, as an explainable boosting machine's is (Lou et al., "Intelligible models", 2012): the
-contributions of the cues, one number each, add up to it exactly. Evaluating it needs nothing but this file.
+The model is additive, like an explainable boosting machine (Lou et al., "Intelligible models", 2012): every cue
+contributes one number, and the numbers add up to the prediction. Evaluating it needs no library.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from rlver.core.files import read_file
 from rlver.core.profile import Frozen, Intention
 
 _Steps = tuple[tuple[float, ...], tuple[float, ...]]
+"""(edges, points)"""
 
 
 class Shape(Frozen):
-    """Points by the value of one cue: `points[k]` from `edges[k - 1]` (included) to `edges[k]` (left out)."""
+    """A step function from the value of a cue to points: `points[k]` for `edges[k - 1]` <= value < `edges[k]`."""
 
     edges: tuple[float, ...]
     points: tuple[float, ...]
     by_intention: dict[Intention, tuple[float, ...]] = Field(default={})
-    """Points on top for users with this hidden intention."""
+    """Additional points for users with this hidden intention."""
 
     @model_validator(mode="after")
     def _fitting(self) -> Shape:
         if any(len(points) != len(self.edges) + 1 for points in (self.points, *self.by_intention.values())):
-            raise ValueError("a shape has one step more than it has edges")
+            raise ValueError("a shape must have one step more than it has edges")
         if list(self.edges) != sorted(self.edges):
             raise ValueError("edges must ascend")
         return self
@@ -46,12 +47,12 @@ class Shape(Frozen):
 
 
 class Provenance(Frozen):
-    """What a fit has seen."""
+    """The data and method of a fit."""
 
     language: str = ""
     """Language of the recorded dialogues."""
     files: tuple[str, ...] = ()
-    """Names of the transcript files, one a model."""
+    """Names of the transcript files, one per model."""
     dialogues: int = 0
     replies: int = 0
     method: str = ""
@@ -64,27 +65,27 @@ class Weights(Frozen):
     version: int = 1
     provenance: Provenance
     base: dict[Intention, float]
-    """Points that every reply gets, by hidden intention."""
+    """Points of every reply, by hidden intention."""
     plain: dict[Intention, float] = Field(default={})
-    """Points of a reply of usual length none of whose cues is above its first step, by hidden intention."""
+    """Points of a reply of usual length whose cues are all on their first steps, by hidden intention."""
     shapes: dict[str, Shape]
     big_step: tuple[float, float] = Field(default=(-7.5, 7.5))
-    """From which total on, downwards and upwards, a change is 10 rather than 5: set so that steps of 10 are as
-    frequent as recorded."""
+    """Totals from which a change is -10 instead of -5, and 10 instead of 5. They make steps of 10 as frequent as in the
+    recorded dialogues."""
 
     def contributions(self, values: Mapping[str, float], intention: Intention) -> dict[str, float]:
-        """Points by cue, for the cues of `values`."""
+        """Points by cue, for those cues of `values` that have a shape."""
         steps = self._steps[intention]
-        found = {}
+        contributions = {}
         for cue, value in values.items():
             if step := steps.get(cue):
                 edges, points = step
-                found[cue] = points[bisect_right(edges, value)]
-        return found
+                contributions[cue] = points[bisect_right(edges, value)]
+        return contributions
 
     @cached_property
     def _steps(self) -> dict[Intention, dict[str, _Steps]]:
-        """By intention and cue: the edges, and the points that a user with this intention gives between them."""
+        """Step functions by intention and cue, with the points of the intention added in."""
         return {
             intention: {
                 cue: (shape.edges, tuple([shape.at(value, intention) for value in (-inf, *shape.edges)]))
@@ -95,7 +96,7 @@ class Weights(Frozen):
 
     @property
     def mark(self) -> str:
-        """Eight hex digits that stand for all the numbers."""
+        """Eight hexadecimal digits that identify the numbers."""
         return digest(self.model_dump_json(exclude={"provenance"}))
 
 
@@ -106,7 +107,11 @@ def default_weights() -> Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Weights from a file. Raises RlverError, naming the file, if it is missing or no weights."""
+    """Read weights from a file.
+
+    Raises:
+        RlverError: the file is missing, or holds no weights.
+    """
     if not path.exists():
         raise RlverError(f"{path}: there is no such file; `rlver judge fit --out {path}` makes one.")
     try:
@@ -114,4 +119,4 @@ def read_weights(path: Path) -> Weights:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise RlverError(f"{path}: these are no weights ({field}: {first['msg']}).") from None
+        raise RlverError(f"{path}: these are not the weights of a judge ({field}: {first['msg']}).") from None

@@ -1,4 +1,4 @@
-"""The prompts of the LLM-backed agent: Markdown with `{{slots}}`, and short pieces that go into them."""
+"""The prompts of a model as user: Markdown files with `{{slots}}`, and short phrases to fill slots with."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ _COMMENT = re.compile(r"\A<!--.*?-->\s*", re.DOTALL)
 
 
 def fill(prompt: Prompt, language: Language, slots: Mapping[str, str]) -> str:
-    """The prompt with its slots filled, in one pass: what is filled in is never looked at for slots."""
+    """A prompt with its slots filled. Slots inside the filled-in texts stay as they are."""
     text = _COMMENT.sub("", read_text(__name__, f"{prompt}.{language}.md")).strip()
     return _SLOT.sub(lambda match: slots[match[1]], text)
 
 
-def pieces(language: Language) -> dict[str, dict[str, str]]:
-    """The short pieces: how a user type behaves, what an intention wants, what a band feels like."""
+def phrases(language: Language) -> dict[str, dict[str, str]]:
+    """The short phrases: how a user type behaves, what an intention wants, how a band of the emotion feels."""
     return read_yaml(__name__, f"words.{language}.yaml")
 
 
 def prompts_hash(language: Language) -> str:
-    """Eight hex digits that stand for all of it."""
+    """Eight hexadecimal digits that identify the prompts and phrases of a language."""
     names = [*(f"{prompt}.{language}.md" for prompt in ("judge", "speak", "open")), f"words.{language}.yaml"]
     return digest(*(read_text(__name__, name) for name in names))
 
 
 def quote(data: Any) -> str:
-    """Somebody's words as a JSON string on one line, in which no mark of the prompt can stand."""
+    """A text from a dialogue as JSON on one line. It can contain no angle bracket, so it cannot forge a fence."""
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", " ")
 
 
-def quote_talk(messages: Sequence[tuple[str, str]]) -> str:
-    """A talk as (speaker, text), one JSON object a line."""
+def quote_dialogue(messages: Sequence[tuple[str, str]]) -> str:
+    """A dialogue as one JSON object per line.
+
+    Args:
+        messages: (speaker, text) pairs.
+    """
     return "\n".join(quote({speaker: text}) for speaker, text in messages) or "{}"

@@ -1,4 +1,4 @@
-"""What a reply says again: its own words of before, or the user's."""
+"""What a reply repeats: earlier replies, or the user's own words."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from rlver.core.profile import Language
 from rlver.text.words import first_words, words
 from rlver.users.embedded.vocabulary import plain_words
 
-# Chinese has no spaces, so its spans are counted in characters: about twice as many for the same content.
-# A run of the reply that is the user's own is at least twice as long as the n-grams, less one.
+# Chinese has no spaces, so lengths are counted in characters: about twice as many for the same content.
+# A copied run must be at least twice the n-gram size minus one, so that it contains a whole block; see `copied_share`.
 _RUN = {"en": 7, "zh": 12}
 _GRAM = {"en": 4, "zh": 6}
 
 
 @lru_cache(maxsize=20_000)
 def _grams(text: str, language: Language, n: int) -> frozenset[int]:
-    """Hashes of its sequences of `n` words: 64 bits, so that two sequences never share one in practice."""
+    """Hashes of the n-grams of a text. They have 64 bits, so in practice no two n-grams share one."""
     tokens = plain_words(text, language)
     return frozenset(map(hash, zip(*[tokens[i:] for i in range(n)], strict=False)))
 
 
 @lru_cache(maxsize=20_000)
 def first_three(text: str, language: Language) -> tuple[str, ...]:
-    """The words that it begins with."""
+    """The first three words of a text."""
     return first_words(text[:60], 3, language)
 
 
-def repeats(reply: str, earlier: list[str], language: Language) -> tuple[float, int]:
-    """Share of the reply's n-grams that stand in earlier replies, and how many of these hold nearly all of them;
-    a short reply is compared as a whole."""
+def repeated_share(reply: str, earlier: list[str], language: Language) -> tuple[float, int]:
+    """How much of a reply stands in earlier replies. A reply shorter than an n-gram is compared as a whole.
+
+    Returns:
+        The share of the reply's n-grams that occur in earlier replies, 0-1, and the number of earlier replies that
+        contain more than 80 % of them.
+    """
     n = _GRAM[language]
     own = new = _grams(reply, language, n)
     if not own:
@@ -44,26 +48,26 @@ def repeats(reply: str, earlier: list[str], language: Language) -> tuple[float, 
     return (len(own) - len(new)) / len(own), again
 
 
-def alike(reply: str, other: str, language: Language) -> float:
-    """Share of the reply's pairs of words that stand in another text, 0-1."""
+def shared_pairs(reply: str, other: str, language: Language) -> float:
+    """Share of the reply's word pairs that occur in another text, 0-1."""
     own = _grams(reply, language, 2)
     return len(own & _grams(other, language, 2)) / len(own) if own else 0.0
 
 
-def parroted(reply: str, told: list[str], language: Language) -> float:
-    """Share of the reply that stands in what it was told, counted only in long runs, 0-1."""
+def copied_share(reply: str, utterances: list[str], language: Language) -> float:
+    """Share of the reply that is copied from the user's utterances, counted in long runs only, 0-1."""
     n = _RUN[language]
-    # A run that two texts share covers a whole block of the one, if that is cut into blocks of half the length.
-    if all(map(_grams(reply, language, _GRAM[language]).isdisjoint, [_blocks(text, language) for text in told])):
+    # A quick check first: a run that two texts share contains at least one whole block of the utterance.
+    if all(map(_grams(reply, language, _GRAM[language]).isdisjoint, [_blocks(text, language) for text in utterances])):
         return 0.0
     own = _grams(reply, language, n)
-    copied = own & frozenset().union(*(_grams(text, language, n) for text in told))
+    copied = own & frozenset().union(*(_grams(text, language, n) for text in utterances))
     length = len(own) + n - 1
     return min(1.0, (len(copied) + n - 1) / length) if copied else 0.0
 
 
 @lru_cache(maxsize=20_000)
 def _blocks(text: str, language: Language) -> frozenset[int]:
-    """The n-grams of a text that do not overlap, as `_grams` has them."""
+    """Hashes, as in `_grams`, of the blocks that a text consists of: n-grams that do not overlap."""
     tokens, n = plain_words(text, language), _GRAM[language]
     return frozenset(map(hash, zip(*[tokens[i::n] for i in range(n)], strict=False)))
