@@ -125,7 +125,7 @@ def train(
     if resume and out is None:
         raise RlverError("--resume needs --out: say which run to go on with.")
     folder = out or Path("runs/train") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    options = {
+    choices = {
         "policy": policy,
         "algo": algo,
         "credit": credit,
@@ -141,9 +141,9 @@ def train(
         "eval_every": eval_every,
         "trackers": track or None,
     }
+    options = {name: value for name, value in choices.items() if value is not None}
     if resume and config is None:
-        given = {key: value for key, value in options.items() if value is not None}
-        options = stored_config(folder) | given
+        options = stored_config(folder) | options
     chosen = load_config(config, settings or [], options)
     # What is wrong with files, trackers and the device is told before minutes of pretraining.
     training_profiles(chosen)

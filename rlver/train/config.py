@@ -161,6 +161,7 @@ class DialogueSettings(Settings):
     """Who talks with whom, and how replies are sampled."""
 
     language: Language = "en"
+    """Language of the dialogues. The tiny policy is pretrained in this language."""
     user: str = "embedded"
     """What plays the simulated user: `embedded`, or a model behind an endpoint (`openai:MODEL@BASE_URL`,
     `any:PROVIDER/MODEL`), as in `rlver bench`. `vanilla` and `challenging` are short for the embedded user of that
@@ -413,26 +414,25 @@ class TrainConfig(RunSettings, CurriculumSettings, AlgorithmSettings, DialogueSe
         return min((step + 1) / (self.warmup + 1), self.final_rate + (1 - self.final_rate) * remaining)
 
 
-def load_config(file: Path | None, overrides: list[str], options: dict[str, Any]) -> TrainConfig:
+def load_config(file: Path | None, overrides: list[str], options: Mapping[str, Any]) -> TrainConfig:
     """The configuration from a YAML file, options and overrides; what comes later wins.
 
     Args:
         file: YAML file of settings. Those that name a file are relative to the folder of this file.
         overrides: `key=value` pairs, as `--set` takes them. Values are YAML.
-        options: settings by name; those that are None are left out.
+        options: settings by name.
 
     Raises:
         RlverError: the file or an override cannot be read, or a setting is wrong. If the wrong value stands in the
             file, the message names the file.
     """
     from_file = {} if file is None else _read_settings(file)
-    from_options = {key: value for key, value in options.items() if value is not None}
     from_overrides = dict(map(_parse_override, overrides))
     try:
-        values = expand_user(from_file) | expand_user(from_options) | expand_user(from_overrides)
+        values = expand_user(from_file) | expand_user(options) | expand_user(from_overrides)
         return TrainConfig.model_validate(values)
     except SettingError as error:
-        if error.setting in from_file.keys() - from_options.keys() - from_overrides.keys():
+        if error.setting in set(map(str, from_file)) - options.keys() - from_overrides.keys():
             raise SettingError(error.setting, f"{file}: {error}") from None
         raise
 

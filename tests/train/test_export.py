@@ -140,7 +140,7 @@ def test_a_policy_that_thinks_says_how(thinker: Path, tmp_path: Path) -> None:
     run(quick(thinker, think=True, language="zh", steps=1, max_tokens=14), thinker, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "mine")
     header, text = card_of(tmp_path / "mine")
-    assert header["language"] == ["zh"] and system_prompt("zh", True) in text and "Cut the thoughts out" in text
+    assert header["language"] == ["zh"] and system_prompt("zh", True) in text and "Remove the thoughts" in text
     note = json.loads((tmp_path / "mine" / "rlver.json").read_text(encoding="utf-8"))
     assert note["think"] and note["language"] == "zh"
 

@@ -58,8 +58,8 @@ def test_the_gpu_is_taken_if_it_pays(base: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("quantize=4bit", "set lora too"),
-        ("attention=flash_attention_2", "leave it at sdpa"),
+        ("quantize=4bit", "set lora, too"),
+        ("attention=flash_attention_2", "must be 'sdpa'"),
         ("dtype=float16", "bfloat16"),
         ("lora=-1", "lora"),
     ],

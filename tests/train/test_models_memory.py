@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,7 @@ def test_no_dialogue_is_longer_than_the_longest(base: Path, words: Any) -> None:
     _, dialogues = trainer.step(0)
     lengths = [len(from_dialogue(dialogue)) for dialogue in dialogues]
     assert max(lengths) <= bound.sample <= 3 * max(lengths)
-    thinking = LongestDialogue(
-        **{**{name: getattr(bound, name) for name in LongestDialogue.__dataclass_fields__}, "think": True}
-    )
+    thinking = replace(bound, think=True)
     assert thinking.context == bound.context and thinking.sample == bound.sample + 8 * 10
 
 

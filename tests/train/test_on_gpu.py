@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from rlver.inference.cuda_graphs import DecodeGraphs
 from rlver.inference.engines.base import Sampled, Sampling
 from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.rollout import run as drive
-from rlver.rollout import together
 from rlver.train.models.optimizer import MasterAdamW
 from rlver.train.runs.training_run import run
 
@@ -31,8 +31,10 @@ def replies(engine: BuiltInEngine, words: Any, count: int) -> list[Sampled]:
             found.append(await engine.reply(place, chunk, 100 * number + turn, sampling))
         return found
 
-    talks = together([talk(number) for number in range(count)], waiting=False)
-    return [sampled for talked in drive(talks, waiting=False) for sampled in talked]
+    async def talk_at_once() -> list[list[Sampled]]:
+        return await asyncio.gather(*(talk(number) for number in range(count)))
+
+    return [sampled for talked in drive(talk_at_once()) for sampled in talked]
 
 
 @pytest.mark.parametrize("count", [1, 6, 11])

@@ -283,6 +283,11 @@ def test_timing_is_kept_out_of_the_metrics(whole: dict[str, Path]) -> None:
     """What differs from run to run may not stand among what must not."""
     for folder in whole.values():
         assert not any("second" in name for record in lines(folder) for name in record)
-        steps = [record["step"] for record in lines(folder, "timing.jsonl")]
+        timing = lines(folder, "timing.jsonl")
+        for record in timing:
+            phases = [record[f"{phase}_seconds"] for phase in ("rollout", "reference", "update")]
+            assert min(phases) > 0 and sum(phases) == pytest.approx(record["seconds"], rel=0.3)
+            assert sum(phases) <= record["seconds"]
+        steps = [record["step"] for record in timing]
         assert all(after == before + 1 for before, after in pairwise(steps))
     assert run_module.__doc__ and "timing.jsonl" in run_module.__doc__

@@ -180,7 +180,7 @@ def _about(subject: Subject, base: str | None, adapter: bool) -> str:
 
 def _use(subject: Subject, base: str | None, adapter: bool) -> str:
     name = subject.name
-    language: Language = subject.facts.get("language", "en")
+    language: Language = "zh" if subject.facts.get("language") == "zh" else "en"
     think = bool(subject.facts.get("think"))
     prompt = system_prompt(language, think)
     thinking = (
