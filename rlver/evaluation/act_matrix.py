@@ -19,10 +19,14 @@ NONE = "none"
 
 
 def reports_acts(transcripts: Iterable[Transcript]) -> bool:
-    """Whether the users of these dialogues report acts: embedded users do, and so does any user that reported one."""
+    """Whether the users of these dialogues report acts: embedded users do, and so does any user that reported one.
+
+    Dialogues without one of the eight hidden intentions do not count.
+    """
     return any(
         transcript.user.startswith("embedded/") or any(_reported_acts(turn) for turn in transcript.turns)
         for transcript in transcripts
+        if isinstance(transcript.intention, Intention)
     )
 
 
