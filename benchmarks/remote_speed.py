@@ -76,7 +76,7 @@ def measure(url: str, count: int, workers: int) -> dict[str, Any]:
         )  # fmt: skip
         with RunLog(Path(folder) / "log.jsonl", config) as log:
             start, cpu = time.perf_counter(), time.process_time()
-            run_to_log(jobs, policy, user, PATIENT, Pace(1, workers), log, watch)
+            run_to_log(jobs, policy, user, PATIENT, Pace(workers), log, watch)
             wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     quarter = max(1, count // 4)
     return {

@@ -1,7 +1,10 @@
-"""Figures about acts come from users that report acts, and are never made up for others."""
+"""Figures are never made up: acts come from users that report them, and intervals from seeds alone."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +132,20 @@ def test_chit_chat_profiles_have_no_acts_to_judge() -> None:
     evaluation = rlver.evaluate(lambda messages: GOOD_ADVICE, user=OwnUser("advise"), profiles=[chat])
     assert evaluation.result.fit is None and evaluation.result.acts == {}
     assert set(evaluation.summary.by_intention) == {ChatIntention.WAIT}
+
+
+def test_the_interval_of_a_drift_is_the_same_in_every_process() -> None:
+    code = (
+        "from rlver.evaluation.rejudge import Rejudged, drift\n"
+        "changes = [(i % 7 - 3, i % 5 - 2) for i in range(40)]\n"
+        "items = [Rejudged(profile=f'p{i // 4}', policy='p', dialogue=i, turn=0, stored=a, now=b)\n"
+        "         for i, (a, b) in enumerate(changes)]\n"
+        "print(drift(items))"
+    )
+    outputs = set()
+    for hash_seed in "123":
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        outputs.add(
+            subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+        )
+    assert len(outputs) == 1

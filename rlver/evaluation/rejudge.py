@@ -114,7 +114,7 @@ def drift(judged: Sequence[Rejudged], seed: int = 0) -> Drift:
     if len(usable) < 3:
         raise RlverError(f"only {len(usable)} of {len(judged)} replies could be judged again; at least 3 are needed.")
     changes_I2 = np.array([(item.stored, item.now) for item in usable], dtype=float)
-    profiles = {item.profile for item in usable}
+    profiles = dict.fromkeys(item.profile for item in usable)  # a set would be in another order in each process
     rows_by_profile = [np.flatnonzero([item.profile == profile for item in usable]) for profile in profiles]
     rng = np.random.default_rng(seed)
     resamples = [
