@@ -32,9 +32,7 @@ class LiftModel(NgramModel):
 
     def lifts(self, text: str) -> list[float]:
         """For each word of the text and for its end, the bits that it gains by the two words before it."""
-        return [
-            in_context - alone for in_context, alone in zip(self.log2s(text), self.log2s_alone(text), strict=True)
-        ]
+        return [in_context - alone for in_context, alone in zip(self.log2s(text), self.log2s_alone(text), strict=True)]
 
 
 @cache

@@ -128,9 +128,7 @@ def drift(judged: Sequence[Rejudged], seed: int = 0) -> Drift:
         ci95=percentile_interval(np.array([(part_I2[:, 1] - part_I2[:, 0]).mean() for part_I2 in resamples])),
         same_direction=float((np.sign(changes_I2[:, 0]) == np.sign(changes_I2[:, 1])).mean()),
         spearman=spearman(changes_I2[:, 0], changes_I2[:, 1]),
-        spearman_ci95=percentile_interval(
-            np.array([spearman(part_I2[:, 0], part_I2[:, 1]) for part_I2 in resamples])
-        ),
+        spearman_ci95=percentile_interval(np.array([spearman(part_I2[:, 0], part_I2[:, 1]) for part_I2 in resamples])),
     )
 
 
