@@ -1,4 +1,4 @@
-"""The Python API: what `import rlver` hands out. Each function does what a command of the command line does."""
+"""The Python API: the functions that `import rlver` offers. Most of them do the same as a command of `rlver`."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from rlver.train.runs.result import TrainingRun
 
 AnyPolicy = str | Policy | Callable[[list[dict[str, str]]], Any]
-"""A spec, a policy, or a function (sync or async) from messages to a reply."""
+"""A spec, a policy, or a function, sync or async, that takes messages and returns a reply."""
 AnyUser = str | User
-"""A spec, or an object with `async open(dialogue, seed)` and `async react(dialogue, seed)`."""
+"""A spec, or an object with the methods `async open(dialogue, seed)` and `async react(dialogue, seed)`."""
 
 
 def evaluate(
@@ -59,43 +59,46 @@ def evaluate(
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Measure a policy with simulated users (`rlver bench`).
+    """Measure a policy with simulated users, like `rlver bench`.
 
     Args:
-        policy: a spec (`scripted:hedge`, a folder with a model, `openai:MODEL@BASE_URL`), a policy object, or a
-            function from a list of `{"role", "content"}` messages to a reply, sync or async.
+        policy: a spec (`scripted:hedge`, the path of a folder with a model, `openai:MODEL@BASE_URL`), a policy object,
+            or a function, sync or async, that takes a list of `{"role", "content"}` messages and returns a reply.
         user: a spec (`embedded`, `vanilla`, `challenging`, `openai:MODEL@BASE_URL`), or a user object.
-        user_type: of the user that a spec names.
-        profiles: profiles or a file of them; None takes the 100 held-out profiles of the built-in benchmark.
-        n: take the first n profiles only.
-        repeats: dialogues per profile.
-        preset: name of the rules of the emotion, or a `Preset`.
-        think, temperature, max_tokens: of a policy that a spec names; None means as it was trained.
-        concurrency: dialogues at once where an endpoint or a function answers.
-        batch: dialogues that a local model serves at once.
-        deadline: seconds that one dialogue may take.
-        out: folder for the log of the dialogues; None keeps nothing on disk.
+        user_type: type of the user, if `user` is a spec.
+        language: language of the policy, the user and the profiles.
+        profiles: profiles, or the path of a file of them; None means the 100 held-out profiles of the built-in
+            benchmark.
+        n: use only the first n profiles.
+        repeats: number of dialogues per profile.
+        preset: the rules of the emotion: the name of a preset, or a `Preset`.
+        seed: the same seed and settings give the same dialogues, unless an endpoint or a function answers differently.
+        think, temperature, max_tokens: settings of the policy, if `policy` is a spec; None means as it was trained.
+        concurrency: largest number of dialogues at a time if an endpoint or a function answers.
+        batch: largest number of dialogues that a local model serves at a time.
+        deadline: seconds after which a dialogue with an endpoint or a function ends as failed.
+        out: folder for the log of the dialogues; None writes no log.
         resume: continue the benchmark in `out`. Failed dialogues are played again.
         on_progress: called whenever a dialogue ends.
 
     Raises:
-        RlverError: bad input, an endpoint that cannot be used, or no dialogue that could be scored.
+        RlverError: an argument is wrong, an endpoint cannot be used, or no dialogue has a score.
     """
-    chosen = list(profiles) if isinstance(profiles, Sequence) and not isinstance(profiles, str) else None
-    if chosen is None:
-        chosen = load_profiles(profiles, language)  # type: ignore[arg-type]  # mypy does not narrow the union
-    if n is not None and not 1 <= n <= len(chosen):
-        raise RlverError(f"n={n}: there are {len(chosen)} profiles.")
+    available = list(profiles) if isinstance(profiles, Sequence) and not isinstance(profiles, str) else None
+    if available is None:
+        available = load_profiles(profiles, language)  # type: ignore[arg-type]  # mypy does not narrow the union
+    if n is not None and not 1 <= n <= len(available):
+        raise RlverError(f"n={n}: there are {len(available)} profiles, so n must be from 1 to {len(available)}.")
     if resume and out is None:
-        raise RlverError("resume=True: say with `out` which benchmark to continue.")
+        raise RlverError("resume=True: name with `out` the folder of the benchmark to continue.")
     entry = Entry(
         as_policy(policy, language, think=think, temperature=temperature, max_tokens=max_tokens),
         as_user(user, language, user_type),
-        chosen[:n],
+        available[:n],
     )
-    with TemporaryDirectory() as nowhere:
+    with TemporaryDirectory() as temporary_folder:
         suite = Suite(
-            Path(out or nowhere),
+            Path(out or temporary_folder),
             _preset(preset),
             seed=seed,
             repeats=repeats,
@@ -123,18 +126,22 @@ def play(
     """Play one dialogue per profile and return the dialogues in the order of the profiles.
 
     Args:
-        policy, user, user_type, preset: as for `evaluate`.
-        slots: dialogues at once; None plays all at once.
-        deadline: seconds that one dialogue may take; None sets no limit.
+        profiles: all in the same language.
+        policy, user, user_type, preset, seed: as for `evaluate`.
+        slots: largest number of dialogues at a time; None plays all at the same time.
+        deadline: seconds after which a dialogue ends as failed; None sets no limit.
+
+    Raises:
+        RlverError: an argument is wrong, or an endpoint cannot be used.
     """
     if not profiles:
         return Dialogues([])
     language = profiles[0].language
-    who, whom = as_policy(policy, language), as_user(user, language, user_type)
+    the_policy, the_user = as_policy(policy, language), as_user(user, language, user_type)
     dialogues: list[Dialogue] = play_dialogues(
-        profiles, who, whom, _preset(preset), seed=seed, slots=slots, deadline=deadline
+        profiles, the_policy, the_user, _preset(preset), seed=seed, slots=slots, deadline=deadline
     )
-    return Dialogues(dialogues, policy=who, user=whom, seed=seed)
+    return Dialogues(dialogues, policy=the_policy, user=the_user, seed=seed)
 
 
 def train(
@@ -146,18 +153,21 @@ def train(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     **settings: Any,
 ) -> TrainingRun:
-    """Train a policy on the emotions of simulated users (`rlver train`).
+    """Train a policy on the emotions of simulated users, like `rlver train`.
+
+    The policy `tiny` is pretrained first if it does not exist yet, which takes two to three minutes on two cores.
 
     Args:
-        config: all settings; or give settings by name: `train(policy="tiny", steps=24, out="runs/mine")`.
+        config: all settings at once. Alternatively, give single settings by name:
+            `train(policy="tiny", steps=24, out="runs/mine")`.
         out: folder of the run.
         resume: continue the run in `out` from its last checkpoint.
-        reward: a reward of your own: a number per dialogue, or a list with a number per turn. It replaces the
-            emotion.
-        on_step: called with (steps done, metrics) after each step.
+        reward: your own reward in place of the emotion. It takes a dialogue and returns one number for the dialogue,
+            or a list with one number per turn.
+        on_step: called with (number of steps done, metrics) after each step.
 
     Raises:
-        RlverError: bad settings, a folder that holds something else, or a model that cannot be trained.
+        RlverError: a setting is wrong, the folder holds something else, or the model cannot be trained.
     """
     from rlver.tiny import base_policy
     from rlver.train.config import TrainConfig
@@ -165,56 +175,62 @@ def train(
     from rlver.train.runs.training_run import run
 
     if config is not None and settings:
-        raise RlverError(f"train: give a config or settings, not both ({', '.join(settings)}).")
-    chosen = config or TrainConfig(**settings)
+        raise RlverError(f"train: give either a config or settings, not both (settings: {', '.join(settings)}).")
+    if config is None:
+        config = TrainConfig(**settings)
     folder = Path(out)
     if resume and (folder / "base").is_dir():
         base = folder / "base"
-    elif chosen.policy == "tiny":
-        base = base_policy(chosen.language, chosen.think, chosen.seed)
+    elif config.policy == "tiny":
+        base = base_policy(config.language, config.think, config.seed)
     else:
-        base = Path(chosen.policy)
-    run(chosen, base, folder, resume=resume, on_step=on_step, reward=reward)
+        base = Path(config.policy)
+    run(config, base, folder, resume=resume, on_step=on_step, reward=reward)
     return TrainingRun(folder)
 
 
 def load_run(folder: str | Path) -> TrainingRun:
-    """The run in a folder that `train` or `rlver train` has written."""
+    """The run in a folder that `train` or `rlver train` wrote. Raises RlverError if the folder holds no run."""
     from rlver.train.runs.result import TrainingRun
 
     return TrainingRun(Path(folder))
 
 
 def load_profiles(path: str | Path | None = None, language: Language = "en") -> list[Profile]:
-    """The profiles of a JSON-lines file, ours or official; without a file, the 100 of the built-in benchmark.
+    """The profiles of a JSON-lines file in our format or in the official one, or those of the built-in benchmark.
+
+    Args:
+        path: the file; None means the 100 profiles of the built-in benchmark.
 
     Raises:
-        RlverError: the file is missing or broken, or holds a profile of another language.
+        RlverError: the file is missing or broken, or has a profile in another language.
     """
     return read_profiles_of(language, Path(path) if path is not None else None)
 
 
 def generate_profiles(language: Language = "en", n: int = 100, split: Split = "train", seed: int = 0) -> list[Profile]:
-    """Make profiles: a seeded cross of stories, personas and hidden intentions.
+    """Generate n profiles, which combine stories, personas and hidden intentions at random.
 
     Args:
-        split: which stories they tell: `train`, `validation` or `benchmark`.
+        split: the set of stories: `train`, `validation` or `benchmark`.
+        seed: the same seed gives the same profiles.
     """
     return generate(language, split, n, seed)
 
 
 def load_policy(spec: str, language: Language = "en", **options: Any) -> Policy:
-    """The policy that a spec names. See `rlver.policies.load.load_policy` for the options."""
+    """The policy that a spec names. `rlver.policies.load.load_policy` describes the options."""
     return load_policy_of(spec, language, **options)
 
 
 def embedded_user(
     language: Language = "en", user_type: UserType = "vanilla", phrasing: Phrasing = "heldout"
 ) -> EmbeddedUser:
-    """The user that runs offline and explains every point it gives.
+    """The simulated user that runs offline and explains every point that it gives.
 
     Args:
-        phrasing: whether it speaks with sentences held out of training (`heldout`) or with those of training (`train`).
+        phrasing: whether it speaks with sentences that are held out of training (`heldout`) or with those of training
+            (`train`).
     """
     return EmbeddedUser(language, user_type, phrasing)
 
@@ -232,10 +248,14 @@ def llm_user(
     """A language model behind an endpoint as the simulated user.
 
     Args:
-        spec: `openai:MODEL@BASE_URL` or `any:PROVIDER/MODEL`. Keys come from the environment.
-        judges: specs of models that judge instead of the one that speaks. The median of their votes counts.
-        votes: verdicts of each judge.
+        spec: `openai:MODEL@BASE_URL` or `any:PROVIDER/MODEL`. Keys are read from the environment.
+        judges: specs of models that judge instead of the model that speaks. The median of all verdicts counts.
+        votes: number of verdicts of each judge.
+        judge_temperature: sampling temperature of the verdicts.
         limits: concurrency, rate, timeout and attempts of the calls.
+
+    Raises:
+        RlverError: a spec is wrong.
     """
     clients = {name: LLM(parse_endpoint(name), limits or Limits()) for name in dict.fromkeys((spec, *judges))}
     return LlmUser(

@@ -1,8 +1,8 @@
-"""The driver: it leads dialogues between a policy and simulated users, many at a time, with asyncio.
+"""The driver: it plays dialogues between a policy and simulated users, many at the same time, with asyncio.
 
     dialogues = play(profiles, policy, user, preset, seed=0)
 
-Every dialogue is a task of its own, so no dialogue waits for another's user or model.
+Every dialogue is a task of its own, so that none waits for the user or the model of another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Rollout(NamedTuple):
-    """A dialogue to be played, its user, and the seeds of both sides."""
+    """A dialogue to play, its user, and the seeds of both sides."""
 
     dialogue: Dialogue
     user: User
@@ -35,10 +35,12 @@ class Rollout(NamedTuple):
 
 
 async def lead(rollout: Rollout, policy: Policy, deadline: float | None = None) -> None:
-    """Lead one dialogue from its opening to its end. A `CallFailed` of either side ends the dialogue unscored.
+    """Play one dialogue from its opening to its end.
+
+    If either side raises `CallFailed`, the dialogue ends as failed, without a score. Other exceptions are passed on.
 
     Args:
-        deadline: seconds that the dialogue may take; then it ends as failed. None sets no limit.
+        deadline: seconds after which the dialogue ends as failed; None sets no limit.
     """
     dialogue, user = rollout.dialogue, rollout.user
     timer = asyncio.timeout(deadline)
@@ -51,7 +53,7 @@ async def lead(rollout: Rollout, policy: Policy, deadline: float | None = None) 
     except CallFailed as failure:
         dialogue.fail(failure)
     except TimeoutError:
-        if not timer.expired():  # another timer's
+        if not timer.expired():  # the timeout belongs to the policy or to the user
             raise
         dialogue.fail(f"the dialogue was not over after {deadline:g} s")
 
@@ -72,15 +74,18 @@ async def play_async(
     """Play one dialogue per profile to its end and return the dialogues in the order of the profiles.
 
     Args:
-        user: one user for all dialogues, or one for each.
-        seed: the draws of both sides in dialogue i depend on (seed, i), unless seeds are given for each dialogue.
-        user_seeds: one seed per dialogue. The rollouts of a GRPO group share theirs, so that only the policy makes
+        user: one user for all dialogues, or one user per dialogue.
+        seed: random draws of both sides in dialogue i depend on (seed, i), unless there is a seed per dialogue.
+        user_seeds: one seed per dialogue. All rollouts of a GRPO group get the same one, so that only the policy makes
             them differ.
         policy_seeds: one seed per dialogue.
-        slots: largest number of dialogues at work. Whenever one ends, the next begins. None starts all at once. It
-            bounds the memory of a local model's KV cache and changes no text.
-        deadline: seconds that one dialogue may take; then it ends as failed.
+        slots: largest number of dialogues in progress. Whenever one ends, the next begins. None starts all at once. The
+            number bounds the memory of a local model's KV cache and does not change any text.
+        deadline: seconds after which a dialogue ends as failed; None sets no limit.
         on_end: called with the number of ended dialogues whenever one ends.
+
+    Raises:
+        RlverError: anything but a failed call, such as an endpoint that cannot be used. It cancels all dialogues.
     """
     users = user if isinstance(user, Sequence) else [user] * len(profiles)
     rollouts = [
@@ -108,9 +113,9 @@ async def play_async(
 def play(
     profiles: Sequence[Profile], policy: Policy, user: User | Sequence[User], preset: Preset, **options: Any
 ) -> list[Dialogue]:
-    """`play_async` for callers without an event loop, which then closes the connections of both sides.
+    """`play_async` for synchronous callers. It also closes the connections of both sides at the end.
 
-    It also works inside a running event loop, such as a notebook's.
+    It works inside a running event loop, too, such as that of a notebook.
     """
     users = user if isinstance(user, Sequence) else [user]
     return run(closing(play_async(profiles, policy, user, preset, **options), policy, *users))
@@ -145,7 +150,7 @@ async def for_each(
 
 
 async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
-    """Do the work, then close the connections of policies and users, because connections belong to an event loop."""
+    """Do the work, then close the connections of policies and users, because they belong to the current event loop."""
     try:
         return await work
     finally:
@@ -155,7 +160,7 @@ async def closing(work: Coroutine[Any, Any, T], *sides: object) -> T:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end and return its result, also where an event loop is already running."""
+    """Run a coroutine to its end and return its result, even if an event loop is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -15,13 +15,14 @@ from rlver.core.emotion import get_preset
 from rlver.core.errors import RlverError
 from rlver.core.profile import Character, Intention, Language
 from rlver.core.transcript import Transcript
-from rlver.evaluation.act_matrix import act_matrix, fit_share, repeated_share
+from rlver.evaluation.act_matrix import act_matrix, fit_share
 from rlver.evaluation.benchmark import Pace, run_benchmark
 from rlver.evaluation.fluency import FluencyCheck, replies_of
 from rlver.evaluation.plots import learning_curve
+from rlver.evaluation.repetition import repeated_share
 from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
 from rlver.evaluation.results import assess
-from rlver.evaluation.statistics import bootstrap, summarise
+from rlver.evaluation.statistics import bootstrap_interval, summarise
 from rlver.policies.load import load_policy
 from rlver.policies.local import LocalPolicy
 from rlver.policies.scripted import SCRIPTED_NAMES, ScriptedPolicy
@@ -114,7 +115,7 @@ def test_bootstrap_interval_covers_the_truth() -> None:
     covered = 0
     for _ in range(200):
         values = [rng.gauss(50, 10) for _ in range(60)]
-        low, high = bootstrap(values, [str(i) for i in range(60)])
+        low, high = bootstrap_interval(values, [str(i) for i in range(60)])
         covered += low <= 50 <= high
     assert 0.90 <= covered / 200 <= 0.99
 
@@ -122,8 +123,8 @@ def test_bootstrap_interval_covers_the_truth() -> None:
 def test_clusters_widen_the_interval_when_repeats_agree() -> None:
     rng = random.Random(1)
     values = [value for value in (rng.uniform(0, 100) for _ in range(30)) for _ in range(5)]
-    together = bootstrap(values, [str(i // 5) for i in range(150)])
-    apart = bootstrap(values, [str(i) for i in range(150)])
+    together = bootstrap_interval(values, [str(i // 5) for i in range(150)])
+    apart = bootstrap_interval(values, [str(i) for i in range(150)])
     assert together[1] - together[0] > 1.8 * (apart[1] - apart[0])
 
 

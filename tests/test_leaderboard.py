@@ -19,8 +19,10 @@ from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
 from rlver.core.profile import Character, Intention
 from rlver.core.transcript import Transcript, read_transcripts
-from rlver.evaluation.compare import agreement, compare, mean_ranks, spearman
-from rlver.evaluation.leaderboard import rank_runs, read_runs
+from rlver.evaluation.agreement import agreement, mean_ranks, spearman
+from rlver.evaluation.compare import compare
+from rlver.evaluation.leaderboard import rank_runs
+from rlver.evaluation.run_files import read_runs
 from rlver.evaluation.statistics import summarise
 from rlver.formats.profile_files import read_profiles
 

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from rlver import tiny
 from rlver.core.data import read_yaml
-from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Intention, Language
 from rlver.core.think import split
 from rlver.inference.chat_format import ChatFormat
@@ -27,22 +26,16 @@ from rlver.policies.prompts import system_prompt
 from rlver.stories.library import load_stories
 from rlver.tiny import model as model_module
 from rlver.tiny import pretrain as pretrain_module
-from rlver.tiny.corpus import (
-    GOOD_SHARE,
-    INSIGHT_SHARE,
-    Line,
-    act_sentences,
-    hint_lines,
-    write_corpus,
-    write_exchanges,
-)
+from rlver.tiny.author import GOOD_SHARE, INSIGHT_SHARE, Line, act_sentences
+from rlver.tiny.corpus import WrittenDialogue, hint_lines, write_corpus, write_exchanges
+from rlver.tiny.examples import hint_batches, weigh_reply
 from rlver.tiny.model import build_model
 from rlver.tiny.muon import Muon, orthogonalise
 from rlver.tiny.pretrain import PretrainConfig, pretrain
 from rlver.tiny.tokenizer import VOCABULARY, train_tokenizer
 from rlver.users.embedded.acts import NEED_ACTS, tag
 
-Corpus = list[tuple[Dialogue, list[Line]]]
+Corpus = list[WrittenDialogue]
 languages = pytest.mark.parametrize("language", ["en", "zh"])
 
 
@@ -170,7 +163,7 @@ def test_an_exchange_is_one_line_and_one_good_reply(language: Language) -> None:
     assert 10 < len(facts) < 50
     assert [d.opening for d, _ in exchanges if not d.opening_hint] == facts
     for dialogue, (line,) in exchanges:
-        assert line.start and line.raw.startswith(line.start)
+        assert line.first_sentence and line.raw.startswith(line.first_sentence)
         assert bool(line.handle) == (dialogue.opening_fact is not None)
         assert dialogue.opening_hint != bool(line.handle)
 
@@ -268,7 +261,7 @@ def copied(model: torch.nn.Module, vocabulary: int) -> float:
 def test_the_first_weights_can_copy(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = {"hidden": 128, "layers": 2, "heads": 4, "head_size": 32, "feedforward": 256}
     assert copied(build_model(tokenizer, 0, **shape), len(tokenizer)) > 0.5
-    monkeypatch.setattr(model_module, "_lay_induction_circuit", lambda model, sink: None)
+    monkeypatch.setattr(model_module, "_initialise_induction_circuit", lambda model, start_id: None)
     assert copied(build_model(tokenizer, 0, **shape), len(tokenizer)) < 0.05
 
 
@@ -385,7 +378,7 @@ def test_pretraining_learns(tmp_path: Path) -> None:
 def test_the_words_that_depend_on_the_user_weigh_more(tokenizer: PreTrainedTokenizerFast) -> None:
     chat = ChatFormat(tokenizer, system_prompt("en", True))
     line = Line("<think>A plan.</think>Well done. You kept the green kettle.", "the green kettle", "Well done.")
-    ids, weights = pretrain_module._weigh(line, chat, 4.0, 16.0)
+    ids, weights = weigh_reply(line, chat, 4.0, 16.0)
     assert chat.decode(ids) == line.raw and ids[-1] == chat.stop and len(ids) == len(weights)
 
     def weighing(weight: float) -> str:
@@ -395,13 +388,13 @@ def test_the_words_that_depend_on_the_user_weigh_more(tokenizer: PreTrainedToken
     assert weighing(16.0) and "Well".startswith(weighing(16.0))
     assert set(weights) == {1.0, 4.0, 16.0}
     generic = Line("I am sorry. Take care.", "", "I am sorry.")
-    ids, weights = pretrain_module._weigh(generic, chat, 4.0, 16.0)
+    ids, weights = weigh_reply(generic, chat, 4.0, 16.0)
     assert weights[0] == 16.0 and set(weights[2:]) == {1.0}
 
 
 def test_hints_are_answered_by_the_first_word_of_an_apt_act(tokenizer: PreTrainedTokenizerFast) -> None:
     chat = ChatFormat(tokenizer, system_prompt("en", False))
-    batches = pretrain_module._hint_batches(chat, brief(), 32, 40, random.Random(1))
+    batches = hint_batches(chat, "en", False, 32, 40, random.Random(1))
     assert [len(batch) for batch in batches] == [32] * 40
     need_of = {hint: need for hint, need in hint_lines("en")}
     whole = 0

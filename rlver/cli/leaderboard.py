@@ -48,7 +48,7 @@ def leaderboard(files: TranscriptsArgument, seed: SeedOption = 0, as_json: JsonO
 
       rlver leaderboard transcripts/*.jsonl --json
     """
-    from rlver.evaluation.leaderboard import rank_runs, undecided
+    from rlver.evaluation.leaderboard import indistinguishable_pairs, rank_runs
     from rlver.text.table import Column, Table
 
     runs = _read(files)
@@ -80,7 +80,7 @@ def leaderboard(files: TranscriptsArgument, seed: SeedOption = 0, as_json: JsonO
     show(table)
     for rank in sorted({rank for rank in ranks if ranks.count(rank) > 1}):
         show(f"Tie for {rank}: {', '.join(place.name for place in places if place.rank == rank)}")
-    if pairs := [f"{a} and {b}" for a, b in undecided(runs, seed)]:
+    if pairs := [f"{a} and {b}" for a, b in indistinguishable_pairs(runs, seed)]:
         show(f"Cannot be told apart in spite of different ranks: {'; '.join(pairs)}")
     show(*_cautions(runs))
 
@@ -143,7 +143,8 @@ def judges(
 
       rlver judges transcripts/deepseek-v3 transcripts/gpt-4o
     """
-    from rlver.evaluation.compare import agreement, profile_scores
+    from rlver.evaluation.agreement import agreement
+    from rlver.evaluation.statistics import profile_scores
 
     sides = [_read([path]) for path in (first, second)]
     common = sorted(sides[0].keys() & sides[1].keys())
@@ -255,7 +256,7 @@ def _show_drift(changes: Mapping[str, Drift], judge: str) -> None:
 
 
 def _read(paths: Sequence[Path]) -> dict[str, list[Transcript]]:
-    from rlver.evaluation.leaderboard import read_runs
+    from rlver.evaluation.run_files import read_runs
 
     return read_runs(_expand(paths))
 

@@ -1,4 +1,4 @@
-"""The benchmark: every profile meets the policy, once or several times."""
+"""The benchmark: the policy has a dialogue with the user of every profile, once or several times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlver.core.interfaces import Policy, User
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript, record
-from rlver.evaluation.log import Key, LoggedDialogue, RunLog, profile_hash
+from rlver.evaluation.log import DialogueKey, LoggedDialogue, RunLog, profile_hash
 from rlver.llm.usage import counting
 from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import Rollout, closing, for_each, lead, run
@@ -21,24 +21,25 @@ _HUMAN = "human"
 
 
 class Job(NamedTuple):
-    """A dialogue to be played."""
+    """A dialogue to play."""
 
     profile: Profile
     repeat: int
+    """Number of the repeat, from 0."""
     seed: int
-    """The draws of a dialogue depend on (seed of the benchmark, profile, repeat) alone."""
+    """Seed of the dialogue. It depends only on the seed of the benchmark, the profile and the repeat."""
 
     @property
-    def key(self) -> Key:
-        """Its place in a log."""
+    def key(self) -> DialogueKey:
+        """What identifies the dialogue in a log."""
         return self.profile.id, self.repeat
 
 
 class Pace(NamedTuple):
-    """How many dialogues are at work, and how long one may take. Scores do not depend on it."""
+    """How many dialogues are in progress at the same time, and how long one may take. Scores do not depend on it."""
 
     slots: int = 64
-    """Dialogues at work at once."""
+    """Largest number of dialogues in progress."""
     deadline: float | None = None
     """Seconds after which a dialogue ends as failed; None sets no limit."""
 
@@ -49,9 +50,9 @@ def pace_for(
     """The pace that suits a policy and a user.
 
     Args:
-        batch: dialogues that a local model serves at once.
-        concurrency: calls to an endpoint at once.
-        deadline: seconds that a dialogue may take where somebody outside of this process is waited for.
+        batch: largest number of dialogues at a time if only local models and rules answer.
+        concurrency: largest number of dialogues at a time if an endpoint or a function answers.
+        deadline: seconds that a dialogue with an endpoint or a function may take; None sets no limit.
     """
     if _HUMAN in (policy.spec, user.identity):
         return Pace(1)
@@ -60,14 +61,14 @@ def pace_for(
         return Pace(batch) if offline and isinstance(policy, ScriptedPolicy) else Pace(concurrency, deadline)
     if offline:
         return Pace(batch)
-    # A local model gives all dialogues their tokens in turn, so each of them may take longer.
+    # A local model serves all dialogues in turn, so that each of them may take longer.
     slots = min(batch, concurrency)
     return Pace(slots, deadline * slots if deadline else None)
 
 
 def list_jobs(profiles: Sequence[Profile], repeats: int, seed: int) -> list[Job]:
-    """All dialogues of a benchmark, one round of all profiles after the other."""
-    return [Job(profile, k, derive(seed, profile.id, k)) for k in range(repeats) for profile in profiles]
+    """The dialogues of a benchmark: all profiles in order, then all profiles again for each further repeat."""
+    return [Job(profile, repeat, derive(seed, profile.id, repeat)) for repeat in range(repeats) for profile in profiles]
 
 
 def run_benchmark(
@@ -80,13 +81,16 @@ def run_benchmark(
     pace: Pace | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Transcript]:
-    """Play every profile `repeats` times and return the transcripts, one round of all profiles after the other.
+    """Play every profile `repeats` times without a log. Returns the transcripts in the order of `list_jobs`.
 
     Args:
-        on_progress: called with (dialogues that ended, dialogues in all).
+        on_progress: called with (ended dialogues, all dialogues) whenever a dialogue ends.
+
+    Raises:
+        RlverError: an endpoint cannot be used at all.
     """
     jobs = list_jobs(profiles, repeats, seed)
-    transcripts: dict[Key, Transcript] = {}
+    transcripts: dict[DialogueKey, Transcript] = {}
 
     def on_dialogue(dialogue: LoggedDialogue) -> None:
         transcripts[dialogue.transcript.profile, dialogue.repeat] = dialogue.transcript
@@ -106,21 +110,25 @@ def run_to_log(
     log: RunLog,
     on_dialogue: Callable[[LoggedDialogue], None],
 ) -> None:
-    """Play the jobs that the log has no score for, and write each dialogue into it as soon as it is over.
+    """Play the jobs that have no score in the log yet, and write each dialogue to the log as soon as it ends.
 
-    Only the dialogues at work are held in memory.
+    Only dialogues in progress are held in memory.
+
+    Args:
+        on_dialogue: called with each dialogue that ends.
 
     Raises:
-        RlverError: an endpoint cannot be used at all. The dialogues that are over are in the log.
+        RlverError: a profile has changed since the log was begun, or an endpoint cannot be used at all. Dialogues that
+            have ended are in the log.
     """
-    log.expect(job.profile for job in jobs)
+    log.check_profiles(job.profile for job in jobs)
 
     def append(dialogue: LoggedDialogue) -> None:
         log.append(dialogue)
         on_dialogue(dialogue)
 
-    left = (job for job in jobs if job.key not in log.scored)
-    run(closing(play_jobs(left, policy, user, preset, pace, append), policy, user))
+    missing = (job for job in jobs if job.key not in log.scored)
+    run(closing(play_jobs(missing, policy, user, preset, pace, append), policy, user))
     log.finish([job.key for job in jobs])
 
 
@@ -132,7 +140,7 @@ async def play_jobs(
     pace: Pace,
     on_dialogue: Callable[[LoggedDialogue], None],
 ) -> None:
-    """Play jobs, `pace.slots` at a time, and hand over each dialogue as soon as it is over."""
+    """Play jobs, at most `pace.slots` at the same time, and call `on_dialogue` with each dialogue that ends."""
     identity = user.identity
 
     async def play(job: Job) -> None:

@@ -1,8 +1,8 @@
-"""The log of a benchmark: settings in the first line, then a line per dialogue as soon as it is over.
+"""The log of a benchmark: a line with the settings, then one line per dialogue, written as soon as the dialogue ends.
 
-Lines are only ever added, so that a kill at any moment loses nothing but what was under way. A log that is resumed
-goes on behind its last whole line; once everything is there it is put in order, and so equals that of a run that
-nothing interrupted.
+The log is only appended to, so that a killed process loses nothing but the dialogues that were in progress. A resumed
+log continues after its last complete line. Once all dialogues are in it, it is put in order, so that an interrupted
+and resumed benchmark leaves the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,96 +26,111 @@ from rlver.core.transcript import Transcript
 from rlver.llm.usage import Tokens
 from rlver.version import version
 
-Key = tuple[str, int]
-"""Id of the profile and number of the repeat."""
+DialogueKey = tuple[str, int]
+"""What identifies a dialogue of a log: the profile's id and the number of the repeat, from 0."""
 
 
 class RunConfig(Frozen):
-    """Everything that decides how a dialogue goes, but for the profile and the number of the repeat."""
+    """All settings that decide how a dialogue goes, except the profile and the number of the repeat."""
 
     policy: str
     """The policy's spec."""
     prompt: str
-    """Hash of its system prompt."""
+    """Hash of the policy's system prompt; empty if it has none."""
     think: bool
+    """Whether the policy thinks before its replies."""
     temperature: float | None
+    """Sampling temperature of the policy; None if it does not sample or leaves the choice to its endpoint."""
     max_tokens: int | None
+    """Most tokens of one reply, thinking included; None if the policy sets no limit."""
     top_p: float | None = None
+    """Nucleus sampling of a policy behind an endpoint; None leaves the choice to the endpoint."""
     user: str
-    """The sentient agent's identity: model, and a hash of prompts and options."""
+    """The user's identity, with a hash of everything that decides how the user behaves."""
     user_settings: dict[str, Any] = Field(default_factory=dict)
-    """How the model behind the user is asked; empty for users without one."""
+    """How the language model behind the user is called; empty for other users."""
     preset: str
+    """Name of the preset."""
     language: Language
+    """Language of the profiles."""
     seed: int
+    """Seed of the benchmark."""
 
     @property
     def hash(self) -> str:
-        """Eight hex digits that stand for these settings."""
+        """Eight hexadecimal digits that identify these settings."""
         return digest(self.model_dump_json())
 
 
 class RunHead(BaseModel):
-    """The first line."""
+    """The first line of a log."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["run"] = "run"
     version: Literal[1] = 1
+    """Version of the log format."""
     config: RunConfig
+    """The settings of the run."""
     hash: str
-    """Of `config`."""
+    """Hash of `config`."""
     versions: dict[str, str]
-    """Of the packages that began the log, and of Python."""
+    """Versions of Python and of the packages that began the log, by name."""
 
 
 class LoggedDialogue(BaseModel):
-    """The line of a dialogue."""
+    """The line of one dialogue."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["dialogue"] = "dialogue"
     repeat: int
+    """Number of the repeat, from 0."""
     profile_hash: str
+    """Hash of the profile's contents."""
     usage: dict[str, Tokens] = Field(default_factory=dict)
-    """Tokens of the answers that were used, by endpoint; the same whether they came from there or from the cache."""
+    """Tokens of the answers that the dialogue used, by endpoint. Answers from the cache count like others."""
     transcript: Transcript
+    """The dialogue."""
 
 
 class RunEnd(BaseModel):
-    """The last line of a log in which nothing is missing."""
+    """The last line of a complete log."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["end"] = "end"
     dialogues: int
+    """Number of dialogues in the log."""
 
 
 def profile_hash(profile: Profile) -> str:
-    """Eight hex digits that stand for all that a profile says."""
+    """Eight hexadecimal digits that identify the contents of a profile."""
     return digest(profile.model_dump_json())
 
 
 class RunLog:
-    """An open log. Use it in a `with` statement.
+    """A log that is open for writing. Use it in a `with` statement.
 
     Args:
-        path: the file; its folder is locked while the log is open.
-        resume: go on with what is there. Without it an unfinished log is refused, and a finished one set aside.
+        path: the file. Its folder is locked while the log is open.
+        resume: continue an existing log. Without it, an unfinished log is refused and a finished one is renamed to
+            `.bak`.
 
     Raises:
-        RlverError: the folder cannot be used, another process writes to it, or the log there was made with other
-            settings, which the message tells.
+        RlverError: the folder cannot be used, another process is writing to it, or the existing log is unfinished or
+            has other settings. The message names the settings that differ.
     """
 
     def __init__(self, path: Path, config: RunConfig, resume: bool = False) -> None:
         self.path, self.config = path, config
-        self.scored: dict[Key, str] = {}
-        """What is there with a score: the hash of the profile by key. What failed is played again."""
-        self._places: dict[Key, tuple[int, int]] = {}
+        self.scored: dict[DialogueKey, str] = {}
+        """The hash of the profile of each dialogue that has a score. Failed dialogues are played again."""
+        self._spans: dict[DialogueKey, tuple[int, int]] = {}
+        """Start and length of each dialogue's newest line, in bytes."""
         self._lock = lock_folder(path.parent)
         try:
-            self._begin(resume)
+            self._open(resume)
         except BaseException:
             self._lock.release()
             raise
@@ -127,93 +142,71 @@ class RunLog:
         os.close(self._file)
         self._lock.release()
 
-    def expect(self, profiles: Iterable[Profile]) -> None:
-        """Make sure that the profiles of the log are these. Raises RlverError if one has changed."""
-        now = {profile.id: profile_hash(profile) for profile in profiles}
-        for (name, _), was in self.scored.items():
-            if now.get(name, was) != was:
-                raise RlverError(f"{self.path}: was made with another profile {name!r}; {_OTHER}")
+    def check_profiles(self, profiles: Iterable[Profile]) -> None:
+        """Check that scored dialogues were played with these profiles. Raises RlverError if one has changed."""
+        hashes = {profile.id: profile_hash(profile) for profile in profiles}
+        for (profile_id, _), logged_hash in self.scored.items():
+            if hashes.get(profile_id, logged_hash) != logged_hash:
+                raise RlverError(f"{self.path}: was made with another profile {profile_id!r}; {_CHANGE_ADVICE}")
 
     def append(self, dialogue: LoggedDialogue) -> None:
-        """Add a dialogue. It is on disk (as far as a killed process is concerned) when this returns."""
+        """Add a dialogue. When this returns, a kill of the process cannot lose the line any more."""
         line = (dialogue.model_dump_json() + "\n").encode()
-        self._note(dialogue, self._size, len(line))
+        self._index(dialogue, self._size, len(line))
         self._size += os.write(self._file, line)
 
-    def finish(self, order: Sequence[Key]) -> None:
-        """Put the dialogues in this order, each once, and say that the log is whole."""
+    def finish(self, order: Sequence[DialogueKey]) -> None:
+        """Rewrite the log with the newest line of each dialogue, in this order, and mark it as complete."""
         part = self.path.with_name(self.path.name + ".part")
-        kept = [key for key in order if key in self._places]
+        keys = [key for key in order if key in self._spans]
         with self.path.open("rb") as source, part.open("wb") as target:
             target.write(source.readline())
-            for start, length in (self._places[key] for key in kept):
+            for start, length in (self._spans[key] for key in keys):
                 source.seek(start)
                 target.write(source.read(length))
-            target.write((RunEnd(dialogues=len(kept)).model_dump_json() + "\n").encode())
+            target.write((RunEnd(dialogues=len(keys)).model_dump_json() + "\n").encode())
             target.flush()
             os.fsync(target.fileno())
         part.replace(self.path)
 
-    def _begin(self, resume: bool) -> None:
-        there = self._whole_lines() if self.path.exists() else 0
-        if there and not resume:
-            if not _finished(self.path):
+    def _open(self, resume: bool) -> None:
+        size = _size_of_complete_lines(self.path) if self.path.exists() else 0
+        if size and not resume:
+            if not _is_finished(self.path):
                 raise RlverError(
-                    f"{self.path}: an unfinished benchmark lies there; go on with --resume, or take another --out."
+                    f"{self.path}: this benchmark is unfinished; continue it with --resume, or choose another --out."
                 )
             self.path.replace(self.path.with_name(self.path.name + ".bak"))
-            there = 0
+            size = 0
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(self._file, there)
-        self._size = there
-        if there:
-            self._resume()
+        os.ftruncate(self._file, size)
+        self._size = size
+        if size:
+            self._load()
         else:
             head = RunHead(config=self.config, hash=self.config.hash, versions=_versions())
             self._size = os.write(self._file, (head.model_dump_json() + "\n").encode())
 
-    def _whole_lines(self) -> int:
-        """Length of the file without a last line that was cut off."""
-        return self.path.read_bytes().rfind(b"\n") + 1
-
-    def _resume(self) -> None:
-        _same(self.path, read_head(self.path).config, self.config)
-        at = 0
+    def _load(self) -> None:
+        """Read the dialogues of an existing log. Raises RlverError if it has other settings."""
+        _check_config(self.path, read_head(self.path).config, self.config)
+        start = 0
         with self.path.open("rb") as file:
             for line in file:
                 record = json.loads(line)
                 if record["kind"] == "dialogue":
-                    self._note(LoggedDialogue.model_validate(record), at, len(line))
-                at += len(line)
+                    self._index(LoggedDialogue.model_validate(record), start, len(line))
+                start += len(line)
 
-    def _note(self, dialogue: LoggedDialogue, start: int, length: int) -> None:
+    def _index(self, dialogue: LoggedDialogue, start: int, length: int) -> None:
         key = (dialogue.transcript.profile, dialogue.repeat)
-        self._places[key] = (start, length)
+        self._spans[key] = (start, length)
         if dialogue.transcript.stop.scored:
             self.scored[key] = dialogue.profile_hash
 
 
-def _versions() -> dict[str, str]:
-    found = {name: package_version(name) for name in ("openai", "pydantic")}
-    return {"rlver": version(), "python": platform.python_version(), **found}
-
-
-_OTHER = "take another --out, or the old settings to go on with it."
-
-
-def _same(path: Path, was: RunConfig, now: RunConfig) -> None:
-    before, after = was.model_dump(), now.model_dump()
-    changes = [f"{name} was {before[name]!r} and is {after[name]!r}" for name in before if before[name] != after[name]]
-    if changes:
-        raise RlverError(f"{path}: was made with other settings ({'; '.join(changes)}); {_OTHER}")
-
-
-def _finished(path: Path) -> bool:
-    return path.read_bytes().rstrip().rpartition(b"\n")[2].startswith(b'{"kind":"end"')
-
-
 def read_head(path: Path) -> RunHead:
-    """The settings of a log. Raises RlverError if the file is none."""
+    """The first line of a log. Raises RlverError if the file is not a log."""
     where, record = next(read_objects(path), (str(path), {}))
     try:
         return RunHead.model_validate(record)
@@ -222,12 +215,14 @@ def read_head(path: Path) -> RunHead:
 
 
 def read_log(path: Path) -> Iterator[LoggedDialogue]:
-    """The dialogues of a log, in the order in which they stand there.
+    """Yield the dialogues of a log in the order of their lines.
 
     Raises:
-        RlverError: a line is broken; the message names it.
+        RlverError: a line is broken; the message names file, line and field.
     """
-    for where, record in _records(path):
+    for where, record in read_objects(path):
+        if record.get("kind") != "dialogue":
+            continue
         try:
             yield LoggedDialogue.model_validate(record)
         except ValidationError as error:
@@ -236,5 +231,26 @@ def read_log(path: Path) -> Iterator[LoggedDialogue]:
             raise RlverError(f"{where}: not a dialogue of a log ({field}: {first['msg']}).") from None
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((where, record) for where, record in read_objects(path) if record.get("kind") == "dialogue")
+_CHANGE_ADVICE = "choose another --out, or the earlier settings to continue it."
+
+
+def _check_config(path: Path, logged: RunConfig, current: RunConfig) -> None:
+    """Raise RlverError if the settings of a log differ from the current ones."""
+    before, after = logged.model_dump(), current.model_dump()
+    changes = [f"{name} was {before[name]!r} and is {after[name]!r}" for name in before if before[name] != after[name]]
+    if changes:
+        raise RlverError(f"{path}: was made with other settings ({'; '.join(changes)}); {_CHANGE_ADVICE}")
+
+
+def _size_of_complete_lines(path: Path) -> int:
+    """Bytes of the file without a last line that was cut off."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _is_finished(path: Path) -> bool:
+    return path.read_bytes().rstrip().rpartition(b"\n")[2].startswith(b'{"kind":"end"')
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: package_version(name) for name in ("openai", "pydantic")}
+    return {"rlver": version(), "python": platform.python_version(), **packages}

@@ -1,4 +1,4 @@
-"""The profiles that a benchmark, a dialogue or a server runs on."""
+"""Finds the profiles of a benchmark, a dialogue or a server: in a file, or among the built-in ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from rlver.stories.generate import regenerate
 
 
 def load_profiles(language: Language, path: Path | None = None) -> list[Profile]:
-    """The profiles of a file, ours or official, or the built-in benchmark.
+    """The profiles of a file in our format or in the official one, or those of the built-in benchmark.
+
+    Args:
+        path: the file; None means the built-in benchmark.
 
     Raises:
-        RlverError: the file is missing or broken, or holds a profile of another language.
+        RlverError: the file is missing or broken, or has a profile in another language.
     """
     if path is None:
         return benchmark_profiles(language)
@@ -24,22 +27,27 @@ def load_profiles(language: Language, path: Path | None = None) -> list[Profile]
     for profile in profiles:
         if profile.language != language:
             raise RlverError(
-                f"{path}: the profile {profile.id!r} speaks {profile.language!r}, not {language!r}; "
-                f"say --language {profile.language}."
+                f"{path}: the language of profile {profile.id!r} is {profile.language!r}, not {language!r}; "
+                f"add --language {profile.language}."
             )
     return profiles
 
 
 def find_profile(name: str, files: Sequence[Path] = ()) -> Profile:
-    """The profile with that id, from files or, without any, from the generator that made the id.
+    """The profile with this id.
+
+    Args:
+        files: files of profiles; without any, the profile is generated again from its id.
 
     Raises:
-        RlverError: there is none.
+        RlverError: a file is missing or broken, or there is no such profile.
     """
-    generated = None if files else regenerate(name)
-    profiles = [profile for file in files for profile in read_profiles(file)] + ([generated] if generated else [])
-    for profile in profiles:
-        if profile.id == name:
-            return profile
-    where = ", ".join(map(str, files)) or "the built-in profiles"
-    raise RlverError(f"there is no profile {name!r} in {where}; `rlver profiles list` prints the ids.")
+    if files:
+        candidates = [profile for file in files for profile in read_profiles(file)]
+        profile = next((profile for profile in candidates if profile.id == name), None)
+    else:
+        profile = regenerate(name)
+    if profile is None:
+        source = ", ".join(map(str, files)) or "the built-in profiles"
+        raise RlverError(f"there is no profile {name!r} in {source}; `rlver profiles list` prints the ids.")
+    return profile

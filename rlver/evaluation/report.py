@@ -70,12 +70,16 @@ def groups_table(result: PolicyResult) -> Table:
 
 
 def matrix_table(result: PolicyResult) -> Table:
-    """Acts by hidden intention, in % of the acts of the row; the act that the intention asks for is bold."""
+    """Acts by hidden intention, in % of the acts of the row; the act that the intention asks for is bold.
+
+    Rows without any reply hold dashes. If the users report no acts, all rows do, and the caption says so.
+    """
     acts = (*NEED_ACTS, NONE)
     title = f"Acts given to users with each intention (rows), in %: {result.policy}"
-    table = Table(Column("wants", "name"), *map(Column, acts), title=title)
+    caption = "" if result.acts else "These users report no acts."
+    table = Table(Column("wants", "name"), *map(Column, acts), title=title, caption=caption)
     for intention in Intention:
-        counts = result.acts[intention]
+        counts = result.acts.get(intention, dict.fromkeys(acts, 0))
         total = sum(counts.values())
         cells = []
         for act in acts:

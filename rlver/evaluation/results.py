@@ -1,4 +1,4 @@
-"""The results of a benchmark as a file: what was measured, how, and everything needed to repeat it."""
+"""The results of a benchmark as a file: the figures, the settings, and everything that is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -14,75 +14,83 @@ from rlver.core.errors import RlverError
 from rlver.core.interfaces import Policy
 from rlver.core.profile import Frozen, Intention, Language
 from rlver.core.transcript import Transcript
-from rlver.evaluation.act_matrix import act_matrix, fit_share, repeated_share
+from rlver.evaluation.act_matrix import act_matrix, fit_share, reports_acts
 from rlver.evaluation.fluency import FluencyCheck, replies_of
+from rlver.evaluation.repetition import repeated_share
 from rlver.evaluation.statistics import Summary, summarise
 from rlver.llm.usage import Prices, Tokens
 
 
 class PolicyResult(Frozen):
-    """What the benchmark found for one policy."""
+    """The results of one policy."""
 
     policy: str
-    """The policy's spec."""
+    """The policy's spec, or its name in the table."""
     think: bool
-    """Whether it thought before its replies."""
+    """Whether the policy thinks before its replies."""
     prompt: str
-    """Hash of its system prompt; empty if it has none."""
+    """Hash of the policy's system prompt; empty if it has none."""
     temperature: float | None = None
-    """At which its replies were sampled; None if it does not sample."""
+    """Sampling temperature of the policy; None if it does not sample."""
     summary: Summary
+    """Scores with intervals."""
     fit: float | None
-    """Share of its acts that suit the hidden intention, 0-1; None with users that report no acts."""
+    """Share of the policy's acts that suit the hidden intention, 0-1; None if the users report no acts."""
     fluent: float | None
-    """Share of its replies that pass the fluency check, 0-1; None if there was no base policy to calibrate it."""
+    """Share of the policy's replies that pass the fluency check, 0-1; None without a base policy to calibrate it."""
     repeated: float
-    """Share of its replies that it had given in the same dialogue before, 0-1."""
+    """Share of the policy's replies that it had already given in the same dialogue, 0-1."""
     acts: dict[Intention, dict[str, int]]
-    """Replies by hidden intention and act."""
+    """Number of replies by hidden intention and act; empty if the users report no acts."""
     transcripts: str = ""
-    """The log of the dialogues; empty if none was written."""
+    """Path of the log; empty if none was written."""
     stops: dict[StopReason, int] = Field(default_factory=dict)
-    """Dialogues by why they ended."""
+    """Number of dialogues by stop reason."""
     usage: dict[str, Tokens] = Field(default_factory=dict)
-    """Tokens by endpoint, of policy and user together."""
+    """Tokens of policy and user together, by endpoint."""
     cost: float | None = None
-    """Dollars by the price file; None if a price is not known."""
+    """Cost of the tokens in dollars, by the price file; None if a price is unknown."""
 
 
 class Sampling(Frozen):
-    """How models were sampled."""
+    """How the policies were sampled."""
 
     temperature: float | None
-    """Divides the logits, 0 takes the likeliest token; None means as each policy was trained."""
+    """Divides the logits; 0 takes the most likely token. None means as each policy was trained."""
     max_tokens: int | None
-    """Most tokens of one reply, thinking included; None means as each policy was trained."""
+    """Most tokens of one reply, thinking included. None means as each policy was trained."""
 
 
 class BenchmarkResults(Frozen):
-    """The whole of `results.json`."""
+    """The contents of `results.json`."""
 
     version: Literal[1] = 1
+    """Version of the file format."""
     rlver: str
     """Version of the package."""
     language: Language
+    """Language of the profiles."""
     preset: str
+    """Name of the preset."""
     user: str
-    """The sentient agent's identity."""
+    """The user's identity, with a hash of everything that decides how the user behaves."""
     profiles: str
-    """The file of the profiles, or "built-in"."""
+    """Path of the file of profiles, or "built-in"."""
     profiles_hash: str
-    """Hash of the profiles themselves."""
+    """Hash of the contents of all profiles."""
     n: int
     """Number of profiles."""
     repeats: int
-    """Dialogues per profile."""
+    """Number of dialogues per profile."""
     seed: int
+    """Seed of the benchmark."""
     sampling: Sampling
+    """How the policies were sampled."""
     policies: tuple[PolicyResult, ...]
+    """The results of each policy."""
 
     def write(self, path: Path) -> None:
-        """Write as indented JSON. Raises RlverError if that is impossible."""
+        """Write the results as indented JSON. Raises RlverError if the file cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -93,25 +101,38 @@ class BenchmarkResults(Frozen):
 def assess(
     policy: Policy,
     transcripts: Sequence[Transcript],
-    check: FluencyCheck | None,
-    path: Path | None = None,
+    fluency_check: FluencyCheck | None,
+    log: Path | None = None,
     usage: Mapping[str, Tokens] | None = None,
     prices: Prices | None = None,
 ) -> PolicyResult:
-    """The result of one policy; `path` is where its log lies."""
+    """Compute the results of one policy from its transcripts.
+
+    Figures about acts are reported only if the users report acts. All figures except `stops`, `usage` and `cost` are
+    computed from dialogues that have a score.
+
+    Args:
+        fluency_check: the check that the base policy has calibrated, if there is one.
+        log: path of the log that holds the transcripts.
+        usage: tokens by endpoint.
+
+    Raises:
+        RlverError: none of the dialogues has a score.
+    """
     scored = [transcript for transcript in transcripts if transcript.stop.scored]
     stops = Counter(transcript.stop for transcript in transcripts)
+    has_acts = reports_acts(scored)
     return PolicyResult(
         policy=policy.spec,
         think=policy.think,
         prompt=policy.prompt_hash,
         temperature=getattr(policy, "temperature", None),
         summary=summarise(transcripts),
-        fit=fit_share(scored) if any(t.user.startswith("embedded") for t in scored) else None,
-        fluent=check.share(replies_of(scored)) if check else None,
+        fit=fit_share(scored) if has_acts else None,
+        fluent=fluency_check.share(replies_of(scored)) if fluency_check else None,
         repeated=repeated_share(scored),
-        acts=act_matrix(scored),
-        transcripts=str(path) if path else "",
+        acts=act_matrix(scored) if has_acts else {},
+        transcripts=str(log) if log else "",
         stops={reason: stops[reason] for reason in StopReason if stops[reason]},
         usage=dict(usage or {}),
         cost=(prices or Prices()).cost(usage or {}),

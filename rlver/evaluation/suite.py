@@ -1,4 +1,4 @@
-"""The benchmark of one or several policies: a log for each, one table for all."""
+"""The benchmark of one or several policies, with a log for each policy and one table for all."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ from rlver.version import version
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a benchmark: a policy, the users that it meets, and their profiles."""
+    """One row of a benchmark: a policy, the user that it meets, and the profiles of that user."""
 
     policy: Policy
     user: User
     profiles: Sequence[Profile]
+    """At least one profile, all of them in the same language."""
     name: str = ""
-    """Its name in the table; empty means the policy's spec."""
+    """Name in the table; empty means the policy's spec."""
 
     @property
     def label(self) -> str:
-        """The name, or the policy's spec."""
+        """The name, or the policy's spec if there is none."""
         return self.name or self.policy.spec
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a benchmark stands when a dialogue ends."""
+    """The state of a benchmark when a dialogue has ended."""
 
     label: str
-    """The entry at work."""
+    """Label of the current entry."""
     done: int
-    """Dialogues of the entry that are over, earlier runs included."""
+    """Number of the entry's dialogues that have ended, including those of earlier runs."""
     total: int
+    """Number of the entry's dialogues."""
     dialogue: LoggedDialogue
     """The dialogue that has just ended."""
 
@@ -56,8 +58,11 @@ class Suite:
     The first entry is the base: the fluency check is calibrated so that 95 % of its replies pass.
 
     Args:
+        folder: where the logs and `results.json` are written.
+        repeats: number of dialogues per profile.
         resume: continue the logs in the folder. Failed dialogues are played again.
-        pace: chooses how many dialogues of an entry are at work at once, and their deadline.
+        pace: chooses how many dialogues of an entry are in progress at the same time, and their deadline.
+        prices: what tokens cost; None means the prices of the package.
         on_progress: called whenever a dialogue ends.
     """
 
@@ -75,16 +80,16 @@ class Suite:
     ) -> None:
         self.folder, self.preset, self.seed, self.repeats = folder, preset, seed, repeats
         self.transcripts: dict[str, list[Transcript]] = {}
-        """The dialogues of each entry by its label."""
+        """The dialogues of each entry that has run, by its label."""
         self._resume, self._pace, self._prices = resume, pace, prices or Prices()
         self._on_progress = on_progress or (lambda _: None)
-        self._fluency: FluencyCheck | None = None
+        self._fluency_check: FluencyCheck | None = None
 
     def run(self, entries: Sequence[Entry]) -> list[PolicyResult]:
-        """Play all entries and return a result for each.
+        """Play the dialogues of all entries. Returns one result per entry.
 
         Raises:
-            RlverError: an endpoint cannot be used, the folder holds other logs, or nothing could be scored.
+            RlverError: an endpoint cannot be used, the folder holds other logs, or an entry has no scored dialogue.
         """
         results = []
         for number, entry in enumerate(entries, 1):
@@ -94,16 +99,16 @@ class Suite:
             for dialogue in read_log(path):
                 transcripts.append(dialogue.transcript)
                 add(usage, dialogue.usage)
-            # A base without readable replies leaves nothing to compare with.
+            # Without a second entry, or without replies of the base, there is nothing to compare.
             if number == 1 and len(entries) > 1 and (replies := replies_of(transcripts)):
-                self._fluency = FluencyCheck.calibrate(transcripts[0].language, replies)
-            result = assess(entry.policy, transcripts, self._fluency, path, usage, self._prices)
+                self._fluency_check = FluencyCheck.calibrate(transcripts[0].language, replies)
+            result = assess(entry.policy, transcripts, self._fluency_check, path, usage, self._prices)
             results.append(result.model_copy(update={"policy": entry.label}))
             self.transcripts[entry.label] = transcripts
         return results
 
     def _play(self, entry: Entry, path: Path) -> None:
-        """Play what the log of an entry lacks."""
+        """Play the dialogues of an entry that its log does not have yet."""
         jobs = list_jobs(entry.profiles, self.repeats, self.seed)
         config = RunConfig(
             policy=entry.policy.spec,
@@ -132,14 +137,17 @@ class Suite:
             except RlverError as error:
                 raise RlverError(
                     f"{str(error).rstrip('.')}; {len(log.scored)} of {len(jobs)} dialogues are kept in {path}, "
-                    "go on with --resume."
+                    "continue with --resume."
                 ) from None
 
     def results(self, entries: Sequence[Entry], profiles_source: str, sampling: Sampling) -> BenchmarkResults:
-        """Run the entries, which share user and profiles, and write `results.json`.
+        """Run entries that have the same user and profiles, and write `results.json`.
 
         Args:
-            profiles_source: the file of the profiles, or "built-in".
+            profiles_source: path of the file of profiles, or "built-in".
+
+        Raises:
+            RlverError: as `run`, or `results.json` cannot be written.
         """
         profiles = entries[0].profiles
         results = BenchmarkResults(
@@ -160,4 +168,5 @@ class Suite:
 
 
 def _slug(label: str) -> str:
+    """A file name for a label."""
     return re.sub(r"[^\w.-]+", "-", label).strip("-.")[-60:]

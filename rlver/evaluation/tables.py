@@ -1,4 +1,4 @@
-"""Results in Python: scores as attributes, dialogues and turns as pandas tables."""
+"""Results for Python: scores as attributes, and dialogues and turns as pandas tables."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Evaluation:
-    """What `rlver.evaluate` measured."""
+    """The result of `rlver.evaluate`."""
 
     def __init__(self, result: PolicyResult, transcripts: Sequence[Transcript]) -> None:
         self.result = result
-        """Everything that the benchmark reports about the policy."""
+        """All figures that the benchmark reports about the policy."""
         self.transcripts = list(transcripts)
-        """Every dialogue, failed ones included."""
+        """All dialogues, including those that failed."""
 
     @property
     def summary(self) -> Summary:
-        """Scores with intervals: in all, by hidden intention and by character."""
+        """Scores with intervals: over all dialogues, by hidden intention and by character type."""
         return self.result.summary
 
     @property
@@ -37,7 +37,7 @@ class Evaluation:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95 % bootstrap interval of the score, clustered by profile."""
+        """95 % bootstrap percentile interval of the score, clustered by profile."""
         return self.summary.ci95
 
     @property
@@ -52,14 +52,17 @@ class Evaluation:
 
     @property
     def errors(self) -> int:
-        """Dialogues that a failure ended. The scores leave them out."""
+        """Number of dialogues that ended because a model or an endpoint failed. All scores leave them out."""
         return self.summary.errors
 
     def to_pandas(self, by: str = "dialogue") -> pandas.DataFrame:
-        """A table with a row for each dialogue, or with `by="turn"` for each turn.
+        """A table with a row per dialogue.
+
+        Args:
+            by: "dialogue", or "turn" for a row per turn.
 
         Raises:
-            RlverError: pandas is not installed, or `by` is something else.
+            RlverError: pandas is not installed, or `by` has another value.
         """
         return table(self.transcripts, by)
 
@@ -72,7 +75,7 @@ class Evaluation:
 
 
 class Dialogues(list[Dialogue]):
-    """Played dialogues, in the order of their profiles."""
+    """The dialogues that `rlver.play` played, in the order of their profiles."""
 
     def __init__(
         self, dialogues: Iterable[Dialogue], policy: Policy | None = None, user: User | None = None, seed: int = 0
@@ -82,7 +85,7 @@ class Dialogues(list[Dialogue]):
 
     @property
     def transcripts(self) -> list[Transcript]:
-        """The dialogues as they are written to files."""
+        """The dialogues in the form in which they are written to files."""
         return [
             record(
                 dialogue,
@@ -95,24 +98,27 @@ class Dialogues(list[Dialogue]):
         ]
 
     def to_pandas(self, by: str = "dialogue") -> pandas.DataFrame:
-        """As `Evaluation.to_pandas`."""
+        """A table with a row per dialogue or per turn. See `Evaluation.to_pandas`."""
         return table(self.transcripts, by)
 
 
 def table(transcripts: Sequence[Transcript], by: str = "dialogue") -> pandas.DataFrame:
-    """Transcripts as a table, a row for each dialogue or for each turn.
+    """Transcripts as a table with a row per dialogue or per turn.
+
+    Args:
+        by: "dialogue" or "turn".
 
     Raises:
-        RlverError: pandas is not installed, or `by` is neither.
+        RlverError: pandas is not installed, or `by` has another value.
     """
     if by not in ("dialogue", "turn"):
-        raise RlverError(f"to_pandas(by={by!r}): choose 'dialogue' or 'turn'.")
-    frame = need_pandas()
+        raise RlverError(f"to_pandas(by={by!r}): `by` must be 'dialogue' or 'turn'.")
+    pandas = need_pandas()
     if by == "dialogue":
-        return frame.DataFrame([_dialogue_row(transcript) for transcript in transcripts])
-    return frame.DataFrame(
+        return pandas.DataFrame([_dialogue_row(transcript) for transcript in transcripts])
+    return pandas.DataFrame(
         [
-            _keys(transcript) | _turn_row(number, turn)
+            _dialogue_columns(transcript) | _turn_row(number, turn)
             for transcript in transcripts
             for number, turn in enumerate(transcript.turns, 1)
         ]
@@ -120,7 +126,7 @@ def table(transcripts: Sequence[Transcript], by: str = "dialogue") -> pandas.Dat
 
 
 def need_pandas() -> Any:
-    """The pandas module. Raises RlverError if it is not installed."""
+    """The module `pandas`. Raises RlverError if it is not installed."""
     try:
         import pandas
     except ImportError:
@@ -128,7 +134,8 @@ def need_pandas() -> Any:
     return pandas
 
 
-def _keys(transcript: Transcript) -> dict[str, Any]:
+def _dialogue_columns(transcript: Transcript) -> dict[str, Any]:
+    """The columns that tables by dialogue and by turn share."""
     return {
         "profile": transcript.profile,
         "intention": str(transcript.intention),
@@ -142,7 +149,7 @@ def _keys(transcript: Transcript) -> dict[str, Any]:
 
 def _dialogue_row(transcript: Transcript) -> dict[str, Any]:
     scored = transcript.stop.scored
-    return _keys(transcript) | {
+    return _dialogue_columns(transcript) | {
         "score": transcript.score if scored else None,
         "success": transcript.success if scored else None,
         "failure": transcript.failure if scored else None,

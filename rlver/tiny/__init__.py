@@ -1,4 +1,4 @@
-"""The tiny policy: a real language model that anyone can pretrain in minutes, to see the whole loop work."""
+"""The tiny policy: a real language model that takes minutes to pretrain, to see the whole training loop at work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlver.stories import load_stories
 from rlver.users.embedded.user import EmbeddedUser
 
 RECIPE = 1
-"""Version of the code that pretrains the tiny policy. Raise it when a change to that code changes the weights."""
+"""Version of the pretraining code. Raise it whenever a change to the code changes the weights."""
 
 
 def base_policy(
@@ -25,13 +25,16 @@ def base_policy(
     root: Path = Path("runs/base"),
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> Path:
-    """The folder of the untrained tiny policy, pretrained now if it is not there yet.
+    """The folder of the base policy, which is pretrained now if the folder does not exist yet.
 
-    The folder's name carries a hash of the recipe's version, the settings and the training text. So a folder with
-    that name holds that policy.
+    The name of the folder contains a hash of the recipe's version, the settings and the training text. So a folder with
+    this name holds this policy.
 
     Args:
-        on_step: called with (step, steps in all, loss) after each step.
+        think: whether the policy thinks before its replies.
+        seed: of the corpus and the weights.
+        root: the folder that holds the folders of all base policies.
+        on_step: called with (step, number of steps, loss in nats per token) after each step.
     """
     from rlver.tiny.pretrain import PretrainConfig, pretrain
 
@@ -43,10 +46,10 @@ def base_policy(
         read_text("rlver.stories", f"data/personas.{language}.yaml"),
         *(story.model_dump_json() for story in load_stories(language, "train")),
     ]
-    mark = digest(str(RECIPE), config.model_dump_json(), *data)
-    folder = root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{mark}"
+    recipe_hash = digest(str(RECIPE), config.model_dump_json(), *data)
+    folder = root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{recipe_hash}"
     root.mkdir(parents=True, exist_ok=True)
-    # Runs that start side by side share one base: the first makes it, the others wait.
+    # Runs that start at the same time share one base policy: the first run pretrains it, and the others wait.
     with FileLock(root / f".{folder.name}.lock"):
         if not folder.is_dir():
             part = root / f".part-{folder.name}"

@@ -1,7 +1,7 @@
-"""Muon (Jordan et al. 2024) in single precision: momentum, orthogonalised, for the weight matrices.
+"""The optimizer Muon (Jordan et al. 2024) in single precision: orthogonalised momentum for weight matrices.
 
-torch.optim.Muon computes in bfloat16, which a CPU without units for it does so slowly that the optimizer takes
-longer than the model. Here matrices of the same shape are also orthogonalised together.
+`torch.optim.Muon` computes in bfloat16. A CPU without bfloat16 instructions is so slow at it that the optimizer takes
+longer than the model. This version also orthogonalises all matrices of the same shape together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic Newton-Schulz iteration, from the source."""
 
 
 class Muon(Optimizer):
@@ -21,7 +22,9 @@ class Muon(Optimizer):
 
     Args:
         params: matrices.
-        lr: learning rate: the size of an update's singular values, for a square matrix.
+        lr: learning rate. For a square matrix it is the size of the singular values of an update.
+        momentum: weight of the earlier gradients in the moving average.
+        weight_decay: share of a matrix, times `lr`, that is removed per step.
     """
 
     def __init__(
@@ -33,11 +36,11 @@ class Muon(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all matrices that have a gradient."""
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike[matrix.shape].append(matrix)
-            for (rows, columns), matrices in alike.items():
+                    by_shape[matrix.shape].append(matrix)
+            for (rows, columns), matrices in by_shape.items():
                 updates = []
                 for matrix in matrices:
                     gradient, state = matrix.grad, self.state[matrix]
@@ -53,10 +56,11 @@ class Muon(Optimizer):
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Nearly orthogonal matrices with the same singular vectors, by Newton-Schulz iteration.
 
+    The singular values of the result are between about 0.7 and 1.2, which is accurate enough for an update.
+
     Args:
         matrices: (n, rows, columns).
-
-    The singular values end between about 0.7 and 1.2, which is near enough for an update.
+        steps: number of iterations.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]

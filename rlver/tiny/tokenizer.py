@@ -1,4 +1,4 @@
-"""The tiny policy's tokenizer: byte-level BPE, trained by the project on its own corpus, with a ChatML template."""
+"""The tiny policy's tokenizer: byte-level BPE, trained on the policy's own corpus, with a ChatML template."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from rlver.core.think import CLOSE, OPEN
 
 VOCABULARY = 3072
-"""Small on purpose: many names and things of a story are several pieces long, so that the policy learns to copy
-pieces rather than words it knows."""
+"""Number of tokens. It is small on purpose: many names and things in a story are several tokens long, so that the
+policy learns to copy tokens instead of words that it has memorised."""
 
 START, _END, _PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -21,9 +21,9 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train a tokenizer that can write any text (bytes are its last resort)."""
+    """Train a tokenizer on texts. It can encode any text, because it falls back to bytes."""
     tokenizer = Tokenizer(models.BPE())
-    # Words with their leading space; in Chinese, which has none, short runs, so that pieces stay short.
+    # A word with its leading space is one piece. Chinese has no spaces: runs of two characters keep tokens short.
     split = r"\s?[A-Za-z']+|[0-9]|[\u4e00-\u9fff]{1,2}|\s+(?!\S)|\s?[^\sA-Za-z0-9\u4e00-\u9fff]+|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
