@@ -18,22 +18,17 @@ RECIPE = 1
 """Version of the code that pretrains the tiny policy. Raise it when a change to that code changes the weights."""
 
 
-def base_policy(
-    language: Language,
-    think: bool,
-    seed: int,
-    root: Path = Path("runs/base"),
-    on_step: Callable[[int, int, float], None] | None = None,
-) -> Path:
-    """The folder of the untrained tiny policy, pretrained now if it is not there yet.
+ROOT = Path("runs/base")
+"""Where pretrained policies are kept, relative to the working directory."""
+
+
+def tiny_folder(language: Language, think: bool, seed: int, root: Path = ROOT) -> Path:
+    """Where the untrained tiny policy is kept once it has been pretrained.
 
     The folder's name carries a hash of the recipe's version, the settings and the training text. So a folder with
     that name holds that policy.
-
-    Args:
-        on_step: called with (step, steps in all, loss) after each step.
     """
-    from rlver.tiny.pretrain import PretrainConfig, pretrain
+    from rlver.tiny.pretrain import PretrainConfig
 
     config = PretrainConfig(language=language, think=think, seed=seed)
     data = [
@@ -44,7 +39,25 @@ def base_policy(
         *(story.model_dump_json() for story in load_stories(language, "train")),
     ]
     mark = digest(str(RECIPE), config.model_dump_json(), *data)
-    folder = root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{mark}"
+    return root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{mark}"
+
+
+def base_policy(
+    language: Language,
+    think: bool,
+    seed: int,
+    root: Path = ROOT,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Path:
+    """The folder of the untrained tiny policy, pretrained now if it is not there yet.
+
+    Args:
+        on_step: called with (step, steps in all, loss) after each step.
+    """
+    from rlver.tiny.pretrain import PretrainConfig, pretrain
+
+    folder = tiny_folder(language, think, seed, root)
+    config = PretrainConfig(language=language, think=think, seed=seed)
     root.mkdir(parents=True, exist_ok=True)
     # Runs that start side by side share one base: the first makes it, the others wait.
     with FileLock(root / f".{folder.name}.lock"):
