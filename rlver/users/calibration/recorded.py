@@ -1,7 +1,7 @@
 """Recorded dialogues as evidence: every reply with the change that somebody else's judge gave it.
 
-Files hold one model's dialogues each and are named after it, in the official format (github Tencent/digitalhuman)
-or in ours.
+Files hold one model's dialogues each and are named after it: in the official format (github Tencent/digitalhuman), in
+ours, or as a log of `rlver bench`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def read_recorded(paths: Sequence[Path], profiles: Sequence[Profile] = ()) -> li
     dialogues = []
     for file in files:
         model = file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}"
-        found = [_parse(model, record, where, known, cache) for where, record in read_objects(file)]
+        records = [(where, record) for where, record in read_objects(file) if record.get("kind") not in ("run", "end")]
+        found = [_parse(model, record.get("transcript", record), where, known, cache) for where, record in records]
         if not found:
             raise RlverError(f"{file}: no dialogues in this file.")
         dialogues += found
