@@ -11,7 +11,15 @@ from rlver.cli.main import main
 from rlver.core.errors import RlverError
 from rlver.users.calibration.measures import official_score, score
 from rlver.users.calibration.recorded import judged_replies, read_recorded
-from rlver.users.calibration.tagging import STRATEGIES, LabelledReply, agreement, compare, fit_table, read_labelled, strategy
+from rlver.users.calibration.tagging import (
+    STRATEGIES,
+    LabelledReply,
+    agreement,
+    compare,
+    fit_table,
+    read_labelled,
+    strategy,
+)
 from rlver.users.embedded.weights import default_weights
 
 

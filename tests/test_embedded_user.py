@@ -24,7 +24,7 @@ from rlver.core.profile import Fact, Intention, Language, Profile
 from rlver.rollout import play, run
 from rlver.stories.generate import generate
 from rlver.users.embedded.acts import NEED_ACTS, tag
-from rlver.users.embedded.facts import short_name, mentions_fact
+from rlver.users.embedded.facts import mentions_fact, short_name
 from rlver.users.embedded.judge import STEPS, suits
 from rlver.users.embedded.user import EmbeddedUser
 
