@@ -51,6 +51,12 @@ NOT_TYPED = {
 }
 """Commands that no shell of ours types, and what checks them instead."""
 
+TRAINED_ELSEWHERE = {
+    "docs/recipes/benchmark.md": ("runs/demo/turn/base", "runs/demo/turn/policy"),
+    "docs/recipes/serve.md": ("runs/mine/policy",),
+}
+"""Folders that a page takes as there, because another page trains them: the small policy lies in them."""
+
 
 class Block(NamedTuple):
     """A fenced block of a page."""
@@ -102,7 +108,7 @@ RULES: dict[str, Rule] = {
     "servers run in the background on a free port": (
         r"^rlver serve",
         lambda command, context: (
-            "kill $SERVER 2>/dev/null && wait $SERVER || true\n"
+            "kill ${SERVER:-} 2>/dev/null && wait $SERVER || true\n"
             f"{re.sub(r'--port [0-9]+', '', command)} --port {context.port} & SERVER=$!\n"
             f"for _ in {{1..300}}; do curl -sf http://127.0.0.1:{context.port}/v1/models && break; sleep 0.1; done"
         ),
@@ -185,33 +191,24 @@ def activated() -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.fixture
-def furnished(policy_folder: Path) -> Path:
-    """A folder with the small policy, also where pages take it that an earlier page has put a trained one."""
-    folder = policy_folder.parent
-    for place in ("runs/demo/turn/base", "runs/demo/turn/policy", "runs/mine/policy"):
-        shutil.copytree(policy_folder, folder / place)
-    return folder
-
-
 @pytest.mark.parametrize("name", [name for name, page in zip(NAMES, PAGES, strict=True) if "```sh" in page.read_text()])
-def test_what_a_page_says_can_be_typed(name: str, request: pytest.FixtureRequest, furnished: Path) -> None:
-    page = ROOT / name
+def test_what_a_page_says_can_be_typed(name: str, request: pytest.FixtureRequest, policy_folder: Path) -> None:
+    page, folder = ROOT / name, policy_folder.parent
+    for place in TRAINED_ELSEWHERE.get(name, ()):
+        shutil.copytree(policy_folder, folder / place)
     text = page.read_text("utf-8")
     if "train.jsonl" in text or "transcripts/deepseek-v3" in text:
-        _bring_official_files(request.getfixturevalue("official"), furnished)
-    if "runs/mine/policy" in text and "--out runs/mine" in text:
-        shutil.rmtree(furnished / "runs" / "mine")  # the page trains this one itself
+        _bring_official_files(request.getfixturevalue("official"), folder)
     with FakeServer(Author()) as server, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         context = Context(server.url, free.getsockname()[1])
         free.close()
-        typing = furnished / "typed.sh"
-        typing.write_text(script(page, furnished, context), "utf-8")
+        typing = folder / "typed.sh"
+        typing.write_text(script(page, folder, context), "utf-8")
         done = subprocess.run(
             ["bash", typing.name],
             stdin=subprocess.DEVNULL,
-            cwd=furnished,
+            cwd=folder,
             env=activated(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
