@@ -27,7 +27,7 @@ from rlver.core.emotion import get_preset
 from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript
 from rlver.rollout import run
-from rlver.serve.pieces import Teller
+from rlver.serve.streaming import DeltaSplitter
 from rlver.stories import benchmark_profiles
 from rlver.users.embedded.user import EmbeddedUser
 
@@ -252,9 +252,9 @@ def test_served_replies_are_those_of_the_sampler(model: Qwen2ForCausalLM, tokeni
 
 def test_thinking_is_told_apart_from_speaking() -> None:
     text = "<think>They want to be heard.</think>I hear you."
-    teller, pieces = Teller(think=True), []
+    splitter, deltas = DeltaSplitter(think=True), []
     for end in range(1, len(text) + 1):
-        pieces += list(teller.tell(text[:end], end, "stop" if end == len(text) else None))
-    assert "".join(p.text for p in pieces if p.thinking) == "They want to be heard."
-    assert "".join(p.text for p in pieces if not p.thinking) == "I hear you."
-    assert pieces[-1].finish == "stop"
+        deltas += list(splitter.split(text[:end], end, "stop" if end == len(text) else None))
+    assert "".join(p.text for p in deltas if p.thinking) == "They want to be heard."
+    assert "".join(p.text for p in deltas if not p.thinking) == "I hear you."
+    assert deltas[-1].finish == "stop"

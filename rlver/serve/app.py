@@ -1,4 +1,4 @@
-"""The web application: chat completions, models and sessions in the form of the OpenAI API."""
+"""The web application: chat completions and models as in the OpenAI API, and sessions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rlver.core.errors import CallFailed, RlverError
-from rlver.serve.pieces import Piece
-from rlver.serve.sessions import Conflict, Session, Sessions
+from rlver.serve.sessions import Conflict, NotFound, Session, Sessions
+from rlver.serve.streaming import Delta
 
 if TYPE_CHECKING:
-    from rlver.serve.generate import Generator  # torch, which simulated users do without
+    from rlver.serve.generate import Generator  # imports torch, which simulated users do without
 
 SENTIENT = "sentient"
-"""Name of the model that is a simulated user."""
+"""Model name of the simulated user."""
 LARGEST_BODY = 2_000_000
-"""Bytes of a request."""
+"""Largest size of a request in bytes."""
+MOST_TOKENS = 4096
+"""Largest number of tokens of an answer."""
 
 
 class ChatMessage(BaseModel):
-    """A message of a request; content may come in parts."""
+    """A message of a request. The content may come in parts."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -46,7 +48,7 @@ class ChatMessage(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """What we read of a request; other fields are let pass, as clients send many."""
+    """The fields of a request that the server uses. Others are ignored, because clients send many."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -60,16 +62,16 @@ class ChatRequest(BaseModel):
     session: str | None = None
     """For a simulated user: the session that the last message belongs to."""
     profile: str | None = None
-    """For a simulated user: whom a new conversation is with."""
+    """For a simulated user: the profile of a new conversation."""
 
     @property
-    def said(self) -> list[tuple[str, str]]:
-        """The messages as (role, text)."""
+    def pairs(self) -> list[tuple[str, str]]:
+        """The messages as (role, text) pairs."""
         return [(message.role, message.text) for message in self.messages]
 
 
 class SessionRequest(BaseModel):
-    """What a new session may ask for."""
+    """The body of a request for a new session."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -81,9 +83,9 @@ def make_app(sessions: Sessions | None, policies: Mapping[str, Generator], token
     """The application.
 
     Args:
-        sessions: conversations with a sentient agent, offered as the model "sentient"; None offers none.
-        policies: trained policies by the name of the model.
-        token: bearer token that every request must carry; empty asks for none.
+        sessions: conversations with a simulated user, which is offered as the model "sentient"; None offers none.
+        policies: trained policies by model name.
+        token: bearer token that every request must carry; empty if none is needed.
     """
     names = [*([SENTIENT] if sessions else []), *policies]
 
@@ -91,38 +93,42 @@ def make_app(sessions: Sessions | None, policies: Mapping[str, Generator], token
         return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
     async def chat(request: Request) -> Response:
-        asked = ChatRequest.model_validate(await _body(request))
-        asked.session = asked.session or request.headers.get("x-session")
-        if sessions and asked.model == SENTIENT:
-            return await _converse(sessions, asked)
-        if asked.model in policies:
-            return await _generate(policies[asked.model], asked)
-        raise Conflict(f"there is no model {asked.model[:60]!r} here; there are {', '.join(names)}.")
+        body = ChatRequest.model_validate(await _read_json(request))
+        body.session = body.session or request.headers.get("x-session")
+        if sessions and body.model == SENTIENT:
+            return await _converse(sessions, body)
+        if body.model in policies:
+            return await _generate(policies[body.model], body)
+        raise NotFound(f"there is no model {body.model[:60]!r} here; the models are {', '.join(names)}.")
 
     async def begin(request: Request) -> Response:
-        wanted = SessionRequest.model_validate(await _body(request) if await request.body() else {})
-        session = await _there(sessions).begin(wanted.profile, wanted.seed)
-        return JSONResponse(session.state() | {"opening": session.words}, 201)
+        body = SessionRequest.model_validate(await _read_json(request) if await request.body() else {})
+        session = await _require(sessions).begin(body.profile, body.seed)
+        return JSONResponse(session.state() | {"opening": session.utterance}, 201)
 
-    async def look(request: Request) -> Response:
-        there = _there(sessions)
-        return JSONResponse(there.transcript(there.get(request.path_params["name"])))
+    async def show(request: Request) -> Response:
+        served = _require(sessions)
+        return JSONResponse(served.transcript(served.get(request.path_params["name"])))
 
     async def drop(request: Request) -> Response:
-        _there(sessions).drop(request.path_params["name"])
+        _require(sessions).drop(request.path_params["name"])
         return Response(status_code=204)
 
     def guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """A handler that checks the token first and turns exceptions into error responses."""
+
         async def guard(request: Request) -> Response:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-            if token and not hmac.compare_digest(given.encode(), token.encode()):
-                return _error(401, "this server asks for a bearer token.")
+            bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+            if token and not hmac.compare_digest(bearer.encode(), token.encode()):
+                return _error(401, "this server needs a bearer token.")
             try:
                 return await handle(request)
             except (ValidationError, ValueError) as error:
-                return _error(400, _first(error))
+                return _error(400, _describe(error))
+            except NotFound as error:
+                return _error(404, str(error))
             except Conflict as error:
-                return _error(409 if "ended" in str(error) else 404, str(error))
+                return _error(409, str(error))
             except CallFailed as error:
                 return _error(502, str(error))
             except RlverError as error:
@@ -135,70 +141,73 @@ def make_app(sessions: Sessions | None, policies: Mapping[str, Generator], token
             Route("/v1/models", guarded(models)),
             Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
             Route("/v1/sessions", guarded(begin), methods=["POST"]),
-            Route("/v1/sessions/{name}", guarded(look)),
+            Route("/v1/sessions/{name}", guarded(show)),
             Route("/v1/sessions/{name}", guarded(drop), methods=["DELETE"]),
         ]
     )
 
 
-async def _converse(sessions: Sessions, asked: ChatRequest) -> Response:
-    """A turn with a simulated user: the client's last message is the reply, the answer what the user says."""
-    talk = [(role, text) for role, text in asked.said if role != "system"]
-    if not talk or talk[-1][0] != "user":
-        raise ValueError("the last message must be of the role user")
+async def _converse(sessions: Sessions, body: ChatRequest) -> Response:
+    """A turn with a simulated user: the client's last message is the reply, and the answer is the user's utterance."""
+    messages = [(role, text) for role, text in body.pairs if role != "system"]
+    if not messages or messages[-1][0] != "user":
+        raise ValueError("the last message must have the role user")
     session: Session | None
-    if asked.session:
-        session = sessions.get(asked.session)
-        await sessions.reply(session, talk[-1][1])
-    elif session := sessions.find(talk[:-1]) if len(talk) > 1 else None:
-        await sessions.reply(session, talk[-1][1])
-    elif len(talk) == 1:
-        # Whoever knows no sessions greets first; the greeting is not judged.
-        session = await sessions.begin(asked.profile, asked.seed)
+    if body.session:
+        session = sessions.get(body.session)
+        await sessions.reply(session, messages[-1][1])
+    elif session := sessions.find(messages[:-1]) if len(messages) > 1 else None:
+        await sessions.reply(session, messages[-1][1])
+    elif len(messages) == 1:
+        # A client that does not use sessions begins with a greeting, which is not judged.
+        session = await sessions.begin(body.profile, body.seed)
     else:
-        raise Conflict("this conversation was not held here; begin with one message, or name a session.")
+        raise NotFound("this conversation was not held here; begin with one message, or name a session.")
     state = session.state()
-    ended = session.dialogue.turns and session.dialogue.turns[-1].reaction is None
-    words = "" if ended else session.words
-    sessions.remember([*talk, ("assistant", words)], session)
+    unjudged = session.dialogue.turns and session.dialogue.turns[-1].reaction is None
+    utterance = "" if unjudged else session.utterance
+    sessions.remember([*messages, ("assistant", utterance)], session)
     frame = _frame(SENTIENT)
-    if asked.stream:
-        pieces = [Piece(words, False, 0, None), Piece("", False, 0, "stop")]
-        return StreamingResponse(_events(frame, iter(pieces), state), media_type="text/event-stream")
-    return JSONResponse(frame | _whole(words, "", "stop", 0, 0) | {"rlver": state})
+    if body.stream:
+        deltas = [Delta(utterance, False, 0, None), Delta("", False, 0, "stop")]
+        return StreamingResponse(_events(frame, iter(deltas), state), media_type="text/event-stream")
+    return JSONResponse(frame | _completion(utterance, "", "stop", 0, 0) | {"rlver": state})
 
 
-async def _generate(generator: Generator, asked: ChatRequest) -> Response:
+async def _generate(generator: Generator, body: ChatRequest) -> Response:
     """A reply of a trained policy."""
     policy = generator.policy
-    ids = await run_in_threadpool(generator.prompt, asked.said)
-    most = min(asked.max_completion_tokens or asked.max_tokens or policy.max_tokens, 4096)
-    temperature = policy.temperature if asked.temperature is None else asked.temperature
-    seed = uuid.uuid4().int % 2**31 if asked.seed is None else asked.seed % 2**31
-    pieces = generator.stream(ids, most, temperature, seed)
-    frame = _frame(asked.model)
-    if asked.stream:
-        return StreamingResponse(_events(frame, pieces, None), media_type="text/event-stream")
-    told = await run_in_threadpool(list, pieces)
-    reply = "".join(piece.text for piece in told if not piece.thinking)
-    thought = "".join(piece.text for piece in told if piece.thinking)
-    return JSONResponse(frame | _whole(reply, thought, told[-1].finish or "stop", len(ids), told[-1].tokens))
+    ids = await run_in_threadpool(generator.prompt, body.pairs)
+    max_tokens = min(body.max_completion_tokens or body.max_tokens or policy.max_tokens, MOST_TOKENS)
+    temperature = policy.temperature if body.temperature is None else body.temperature
+    seed = uuid.uuid4().int % 2**31 if body.seed is None else body.seed % 2**31
+    stream = generator.stream(ids, max_tokens, temperature, seed)
+    frame = _frame(body.model)
+    if body.stream:
+        return StreamingResponse(_events(frame, stream, None), media_type="text/event-stream")
+    deltas = await run_in_threadpool(list, stream)
+    reply = "".join(delta.text for delta in deltas if not delta.thinking)
+    thought = "".join(delta.text for delta in deltas if delta.thinking)
+    last = deltas[-1]
+    return JSONResponse(frame | _completion(reply, thought, last.finish or "stop", len(ids), last.tokens))
 
 
-def _events(frame: dict[str, Any], pieces: Iterator[Piece], state: dict[str, Any] | None) -> Iterator[str]:
-    """Server-sent events of a streamed answer."""
+def _events(frame: dict[str, Any], deltas: Iterator[Delta], state: dict[str, Any] | None) -> Iterator[str]:
+    """Server-sent events of a streamed answer. The last one carries the state of the session."""
     role: dict[str, str] = {"role": "assistant"}
-    for piece in pieces:
-        delta = role | ({"reasoning_content" if piece.thinking else "content": piece.text} if piece.text else {})
+    for delta in deltas:
+        field = "reasoning_content" if delta.thinking else "content"
+        content = role | ({field: delta.text} if delta.text else {})
         role = {}
-        choice = {"index": 0, "delta": delta, "finish_reason": piece.finish}
-        side = {"rlver": state} if state and piece.finish else {}
+        choice = {"index": 0, "delta": content, "finish_reason": delta.finish}
+        side = {"rlver": state} if state and delta.finish else {}
         chunk = frame | {"object": "chat.completion.chunk", "choices": [choice]} | side
         yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
     yield "data: [DONE]\n\n"
 
 
 def _frame(model: str) -> dict[str, Any]:
+    """The fields that every answer has."""
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -207,11 +216,16 @@ def _frame(model: str) -> dict[str, Any]:
     }
 
 
-def _whole(reply: str, thought: str, finish: str, given: int, made: int) -> dict[str, Any]:
+def _completion(reply: str, thought: str, finish: str, prompt_tokens: int, tokens: int) -> dict[str, Any]:
+    """The other fields of an answer that is not streamed."""
     message = {"role": "assistant", "content": reply} | ({"reasoning_content": thought} if thought else {})
     return {
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made},
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
+        },
     }
 
 
@@ -219,14 +233,15 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "rlver"}
 
 
-def _there(sessions: Sessions | None) -> Sessions:
+def _require(sessions: Sessions | None) -> Sessions:
+    """The sessions. Raises NotFound if no simulated user is served."""
     if sessions is None:
-        raise Conflict("no simulated user is served here.")
+        raise NotFound("no simulated user is served here.")
     return sessions
 
 
-async def _body(request: Request) -> Any:
-    """The JSON of a request. Raises ValueError if it is too large or none."""
+async def _read_json(request: Request) -> Any:
+    """The JSON body of a request. Raises ValueError if it is too large or not JSON."""
     if int(request.headers.get("content-length") or 0) > LARGEST_BODY:
         raise ValueError(f"the request is larger than {LARGEST_BODY:,} bytes")
     body = b""
@@ -242,7 +257,8 @@ def _error(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
 
 
-def _first(error: Exception) -> str:
+def _describe(error: Exception) -> str:
+    """One sentence about an error in a request."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}."

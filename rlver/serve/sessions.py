@@ -1,7 +1,7 @@
-"""Conversations with a simulated user over a protocol that remembers nothing: each is one dialogue with one profile.
+"""Conversations with a simulated user over a stateless protocol. Each is one dialogue with one profile.
 
-A client may name its session. One that cannot is known by its history: whoever sends back the conversation as it
-was, in whatever session it was held, goes on with it.
+A client may name its session. A client that cannot is recognised by its history: the session whose messages equal those
+of the request goes on.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from rlver.core.seeds import derive
 from rlver.core.transcript import record
 
 MOST_SESSIONS = 10_000
-"""Kept at once; the one that was used least lately is forgotten first."""
+"""Largest number of sessions. Beyond it, the least recently used one is forgotten."""
 
-Said = Sequence[tuple[str, str]]
-"""A conversation as (role, content), the simulated user being the assistant."""
+Messages = Sequence[tuple[str, str]]
+"""A conversation as (role, content) pairs, in which the simulated user is the assistant."""
+
+
+class NotFound(RlverError):
+    """The request names something that does not exist."""
 
 
 class Conflict(RlverError):
@@ -33,7 +37,7 @@ class Conflict(RlverError):
 
 
 class Session:
-    """One conversation."""
+    """One conversation with a simulated user."""
 
     def __init__(self, dialogue: Dialogue, seed: int) -> None:
         self.id = secrets.token_urlsafe(12)
@@ -42,12 +46,12 @@ class Session:
         self.lock = asyncio.Lock()
 
     @property
-    def words(self) -> str:
-        """What the user said last."""
+    def utterance(self) -> str:
+        """The user's last utterance."""
         return self.dialogue.messages()[-1].content
 
     def state(self) -> dict[str, Any]:
-        """The side field of every answer."""
+        """The field "rlver" of every answer."""
         dialogue = self.dialogue
         reaction = dialogue.turns[-1].reaction if dialogue.turns else None
         return {
@@ -65,68 +69,87 @@ class Session:
 
 
 class Sessions:
-    """All conversations with one simulated user."""
+    """All conversations with one simulated user.
+
+    Args:
+        profiles: those that conversations can have. A conversation that names none gets the next one in turn.
+    """
 
     def __init__(self, user: User, profiles: Sequence[Profile], preset: Preset, seed: int = 0) -> None:
         self.user, self.preset, self.seed = user, preset, seed
         self._profiles = {profile.id: profile for profile in profiles}
         self._order = list(self._profiles)
-        self._count = 0
+        self._turn = 0
+        """Number of conversations that named no profile."""
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._histories: OrderedDict[str, tuple[Session, int]] = OrderedDict()
-        """Session and number of replies by the hash of the conversation so far."""
+        """Session and its number of turns, by the hash of the messages so far."""
 
     async def begin(self, profile: str | None = None, seed: int | None = None) -> Session:
-        """A new conversation: with the given profile, else with the next one in turn.
+        """Begin a conversation.
+
+        Args:
+            profile: id of its profile; None takes the next one in turn.
+            seed: of the user's draws; None derives one.
 
         Raises:
-            Conflict: there is no such profile. CallFailed: the user has no first words.
+            NotFound: there is no such profile.
+            CallFailed: the user could not open the dialogue.
         """
         if profile is not None and profile not in self._profiles:
-            raise Conflict(f"there is no profile {profile!r} here.")
-        name = profile or self._order[self._count % len(self._order)]
-        chosen = derive(self.seed, name, self._count) if seed is None else seed
-        self._count += profile is None
-        session = Session(Dialogue(self._profiles[name], self.preset), chosen)
-        session.dialogue.begin(await self.user.open(session.dialogue, derive(chosen, "user")))
-        self._keep(session)
+            raise NotFound(f"there is no profile {profile!r} here.")
+        name = profile or self._order[self._turn % len(self._order)]
+        if seed is None:
+            seed = derive(self.seed, name, self._turn)
+        self._turn += profile is None
+        session = Session(Dialogue(self._profiles[name], self.preset), seed)
+        session.dialogue.begin(await self.user.open(session.dialogue, derive(seed, "user")))
+        self._add(session)
         return session
 
     def get(self, name: str) -> Session:
-        """The session of that id. Raises Conflict if there is none."""
+        """The session with this id.
+
+        Raises:
+            NotFound: there is none.
+        """
         if name not in self._sessions:
-            raise Conflict(f"there is no session {name[:60]!r}; POST /v1/sessions begins one.")
+            raise NotFound(f"there is no session {name[:60]!r}; POST /v1/sessions begins one.")
         self._sessions.move_to_end(name)
         return self._sessions[name]
 
     def drop(self, name: str) -> None:
-        """Forget a session."""
+        """Forget a session. Raises NotFound if there is none with this id."""
         self.get(name)
         del self._sessions[name]
 
-    def find(self, history: Said) -> Session | None:
-        """The session whose conversation this is; a copy of it that stands there if it has gone on since."""
-        found = self._histories.get(_hash(history))
-        if found is None:
+    def find(self, history: Messages) -> Session | None:
+        """The session with these messages; None if there is none.
+
+        If the session has gone on since, a copy that ends with these messages.
+        """
+        match = self._histories.get(_hash(history))
+        if match is None:
             return None
-        session, turns = found
+        session, turns = match
         if session.id in self._sessions and len(session.dialogue.turns) == turns:
             return session
         branch = Session(_replay(session.dialogue, turns), session.seed)
-        self._keep(branch)
+        self._add(branch)
         return branch
 
-    def remember(self, history: Said, session: Session) -> None:
-        """Note that this conversation, the last answer included, is that of the session."""
+    def remember(self, history: Messages, session: Session) -> None:
+        """Store the messages of a session, including the last answer, so that `find` recognises them."""
         self._histories[_hash(history)] = (session, len(session.dialogue.turns))
         while len(self._histories) > 2 * MOST_SESSIONS:
             self._histories.popitem(last=False)
 
     async def reply(self, session: Session, text: str) -> None:
-        """Hand a reply to the user and let them react.
+        """Pass a reply to the user and store the reaction.
 
         Raises:
-            Conflict: the conversation is over. CallFailed: the user failed, and the conversation with it.
+            Conflict: the conversation has ended.
+            CallFailed: the user failed, which ends the conversation.
         """
         async with session.lock:
             dialogue = session.dialogue
@@ -141,23 +164,23 @@ class Sessions:
                 raise
 
     def transcript(self, session: Session) -> dict[str, Any]:
-        """All that is known of a session; the transcript once it is over."""
+        """State and messages of a session, and its transcript once it has ended."""
         dialogue = session.dialogue
-        whole = None
+        transcript = None
         if dialogue.stop is not None:
-            made = record(dialogue, policy="client", user=self.user.identity, prompt="", seed=session.seed)
-            whole = made.model_dump(mode="json")
+            ended = record(dialogue, policy="client", user=self.user.identity, prompt="", seed=session.seed)
+            transcript = ended.model_dump(mode="json")
         messages = [{"role": m.role, "content": m.content} for m in dialogue.messages()]
-        return session.state() | {"messages": messages, "transcript": whole}
+        return session.state() | {"messages": messages, "transcript": transcript}
 
-    def _keep(self, session: Session) -> None:
+    def _add(self, session: Session) -> None:
         self._sessions[session.id] = session
         while len(self._sessions) > MOST_SESSIONS:
             self._sessions.popitem(last=False)
 
 
 def _replay(dialogue: Dialogue, turns: int) -> Dialogue:
-    """The dialogue as it stood after so many replies."""
+    """A copy of the dialogue as it was after this number of turns."""
     copy = Dialogue(dialogue.profile, dialogue.preset, dialogue.think)
     copy.begin(Opening(dialogue.opening, dialogue.opening_fact, dialogue.opening_hint))
     for turn in dialogue.turns[:turns]:
@@ -166,5 +189,5 @@ def _replay(dialogue: Dialogue, turns: int) -> Dialogue:
     return copy
 
 
-def _hash(history: Said) -> str:
+def _hash(history: Messages) -> str:
     return sha256("\0".join(f"{role}\1{content}" for role, content in history).encode()).hexdigest()
