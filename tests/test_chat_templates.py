@@ -10,13 +10,12 @@ from families import CHATML, FAMILIES, GEMMA2, LLAMA3, MISTRAL, QWEN3, ZEPHYR, b
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Reaction, Reply, TokenRecord
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.inference.chat_format import ChatFormat
-from rlver.inference.exactness import check_trace
+from rlver.inference.exactness import check_dialogue
 from rlver.inference.model_folder import load_model
-from rlver.policies.local import Reply, Trace
 from rlver.policies.prompts import system_prompt
 from rlver.stories.generate import generate
 
@@ -52,7 +51,7 @@ def rendered(name: str, tokenizer: Any, system: str, said: int, think: bool) -> 
 @families
 @modes
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_a_growing_talk_is_what_the_template_makes_of_it(
+def test_a_growing_dialogue_is_what_the_template_makes_of_it(
     tokenizers: Any, name: str, think: bool, language: Any
 ) -> None:
     tokenizer, system = tokenizers[name], system_prompt(language, think)
@@ -86,7 +85,7 @@ def test_words_come_back_and_marks_in_them_are_words(tokenizers: Any, name: str)
             assert [i for i in said if i in known] == [i for i in honest if i in known], words
             # Marks that are plain text in the template are broken up.
             for mark in plain if name in ("mistral-old", "llama2", "zephyr", "vicuna") else ():
-                if mark in chat.template.head + chat.template.answer + chat.template.back:
+                if mark in chat.template.head + chat.template.before_reply + chat.template.before_user:
                     assert chat.decode(said).count(mark) == chat.decode(honest).count(mark)
         if not any(mark in words and mark not in map(str, tokenizer.added_tokens_decoder.values()) for mark in plain):
             assert chat.decode(chat.text(words)) == words
@@ -175,14 +174,14 @@ def test_what_only_the_reply_to_come_is_opened_with_stays_out_of_later_turns() -
         ),
         ("qwen2.5", CHATML.replace("'<|im_end|>'", "('<|im_end|>' if loop.last else '')"), "in another way"),
         ("qwen2.5", CHATML.replace("in messages -%}{%- if not", "in messages|reverse -%}{%- if not"), "in order"),
-        ("qwen2.5", CHATML.replace("m.role + '\n'", "m.role + loop.index|string + '\n'"), "grow by appending"),
-        ("zephyr", ZEPHYR.replace("+ eos_token +", "+"), "close a reply with a token of its own"),
-        ("gemma2", GEMMA2.replace("<start_of_turn>model\n", "<start_of_turn>"), "opens earlier replies|grow"),
-        ("mistral", MISTRAL.replace("if loop.last else ''", "if loop.last else '...'"), "grow by appending"),
+        ("qwen2.5", CHATML.replace("m.role + '\n'", "m.role + loop.index|string + '\n'"), "append-only"),
+        ("zephyr", ZEPHYR.replace("+ eos_token +", "+"), "end a reply with a token of its own"),
+        ("gemma2", GEMMA2.replace("<start_of_turn>model\n", "<start_of_turn>"), "begins earlier replies|append-only"),
+        ("mistral", MISTRAL.replace("if loop.last else ''", "if loop.last else '...'"), "append-only"),
         ("qwen3", QWEN3.replace("<think>\n\n</think>\n\n' }}", "<think>\n' }}"), "opens a thought"),
     ],
 )
-def test_a_template_that_cannot_grow_is_refused(name: str, template: str | None, why: str) -> None:
+def test_a_template_that_is_not_append_only_is_refused(name: str, template: str | None, why: str) -> None:
     tokenizer = make_tokenizer(name)
     tokenizer.chat_template = template
     with pytest.raises(RlverError, match=f"some/{name}: .*({why})") as caught:
@@ -190,7 +189,7 @@ def test_a_template_that_cannot_grow_is_refused(name: str, template: str | None,
     assert "\n" not in str(caught.value)
 
 
-def test_pieces_that_are_not_the_whole_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_whose_pieces_do_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer that sets a space before every piece, whatever stands before it."""
     tokenizer = make_tokenizer("mistral-old")
     ChatFormat(tokenizer, "Be kind.")
@@ -198,46 +197,49 @@ def test_pieces_that_are_not_the_whole_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         tokenizer, "encode", lambda text, **options: real(text, **options)[: 40 if "[INST]" in text else None]
     )
-    with pytest.raises(RlverError, match=r"some/mistral-old: a talk that grows .* not what its chat template"):
+    with pytest.raises(RlverError, match=r"some/mistral-old: a dialogue built message by message differs"):
         ChatFormat(tokenizer, "Be kind.")
 
 
 # ---------------------------------------------------------------- one dialogue
 
 
-def spoken(chat: ChatFormat, think: bool) -> tuple[Dialogue, Trace]:
-    """A dialogue of three turns and its trace, put together by hand."""
+def spoken(chat: ChatFormat, think: bool) -> Dialogue:
+    """A dialogue of three turns whose token records are put together by hand."""
     dialogue = Dialogue(generate("en", "train", 1)[0], PRESETS["sage"], think)
     dialogue.begin(USER[0])
-    trace = Trace(context=chat.opening(USER[0]))
+    context = chat.opening(USER[0])
     for turn, (words, answer) in enumerate(zip(REPLIES, USER[1:], strict=True)):
         raw = f"<think>Plan {turn}.</think>{words}" if think else words
         ids = [*chat.tokenizer.encode(raw, add_special_tokens=False), chat.stop]
-        trace.replies.append(Reply(len(trace.context), ids, [0.0] * len(ids), chat.lead))
-        assert dialogue.reply(chat.decode(ids))
+        record = TokenRecord([*context, *chat.lead], ids, [0.0] * len(ids), len(chat.lead))
+        assert dialogue.reply(Reply.parse(chat.decode(ids), think, record))
         dialogue.react(Reaction(change=0, utterance=answer))
-        if turn < 2:
-            trace.context += (chat.reply(words) if think else ids) + chat.turn(answer)
-    return dialogue, trace
+        context += (chat.reply(words) if think else ids) + chat.turn(answer)
+    return dialogue
 
 
 @modes
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "mistral"])
-def test_a_dialogue_is_checked_against_its_ids(tokenizers: Any, name: str, think: bool) -> None:
+def test_token_ids_are_checked_against_the_texts_of_their_dialogue(tokenizers: Any, name: str, think: bool) -> None:
     chat = ChatFormat(tokenizers[name], "Be kind.", think)
-    dialogue, trace = spoken(chat, think)
-    check_trace(chat, dialogue, trace)
-    for broken in ("context", "reply", "start", "lead", "more"):
-        dialogue, trace = spoken(chat, think)
+    check_dialogue(chat, spoken(chat, think))
+    for broken in ("context", "reply", "raw", "start", "lead", "none"):
+        dialogue = spoken(chat, think)
+        turn = dialogue.turns[1]
+        record = turn.tokens
+        assert record is not None
         if broken == "context":
-            trace.context[-3] += 1
+            record.prompt_ids[-3 - record.lead] += 1
         elif broken == "reply":
-            trace.replies[1].ids[0] += 1
+            record.token_ids[0] += 1
+        elif broken == "raw":
+            turn.raw += "!"
         elif broken == "start":
-            trace.replies[1].start += 1
+            record.prompt_ids.insert(len(record.context_ids), 7)
         elif broken == "lead":
-            trace.replies[1].lead = [*chat.lead, 7]
+            record.prompt_ids.append(7)
         else:
-            trace.context += chat.turn("Hi.")
-        with pytest.raises(RlverError, match=f"some/{name}: with its chat template"):
-            check_trace(chat, dialogue, trace)
+            turn.tokens = None
+        with pytest.raises(RlverError, match=f"some/{name}: with its chat template, turn 2"):
+            check_dialogue(chat, dialogue)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from engine_toys import check_logprobs, records, sampled_ids
 from families import make_model, make_tokenizer
-from torch import Tensor
 
-from rlver.core.dialogue import Dialogue, Reaction
+from rlver.core.dialogue import Dialogue, Reaction, Reply
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.inference.decoder import make_logits
-from rlver.inference.exactness import check_model, check_trace
+from rlver.inference.exactness import check_dialogue, check_model
 from rlver.inference.model_folder import load_model
 from rlver.inference.sampler import Sampler
-from rlver.policies.local import LocalPolicy, Trace, end_tokens
+from rlver.policies.local import LocalPolicy, end_tokens
+from rlver.rollout import for_each, run
 from rlver.serve.generate import Generator
 from rlver.stories.generate import generate
-from rlver.train.batch import collate, from_trace, hidden_states
+from rlver.train.batch import collate, from_dialogue
+from rlver.train.forward import hidden_states
 
 SAID = ["My sister laughed.", "我昨天把钥匙弄丢了，心里很乱。", "Oh no! Why did she say it? It is 5 o'clock.", "Why?"]
 TURNS = 3
@@ -46,20 +48,24 @@ def bodies() -> dict[str, tuple[Any, Any]]:
     return made
 
 
-def talk(policy: LocalPolicy, count: int = 3) -> tuple[list[Dialogue], list[Trace]]:
+def converse(policy: LocalPolicy, count: int = 3) -> list[Dialogue]:
     """Lead dialogues of different lengths. With thinking they hold other words, as random tokens keep no format."""
     profile = generate("en", "train", 1)[0]
     dialogues = [Dialogue(profile, PRESETS["sage"], policy.think) for _ in range(count)]
-    for index, dialogue in enumerate(dialogues):
+
+    async def lead(index: int) -> None:
+        dialogue = dialogues[index]
         dialogue.begin(SAID[index % 4])
-    policy.start(dialogues, [7 + index for index in range(count)])
-    for turn in range(1, TURNS + 1):
-        active = [i for i in range(count) if dialogues[i].stop is None and (i or turn < TURNS)]
-        for i, text in zip(active, asyncio.run(policy.reply(active)), strict=True):
-            raw = f"<think>Plan {turn}.</think>Reply {turn} to {i}." if policy.think else text
-            if dialogues[i].reply(raw):
-                dialogues[i].react(Reaction(change=0, utterance=SAID[(i + turn) % 4]))
-    return dialogues, policy.traces
+        for turn in range(1, TURNS + (index > 0)):
+            reply = await policy.reply(dialogue, 7 + index)
+            if policy.think:
+                reply = Reply.parse(f"<think>Plan {turn}.</think>Reply {turn} to {index}.", True, reply.tokens)
+            if not dialogue.reply(reply):
+                break
+            dialogue.react(Reaction(change=0, utterance=SAID[(index + turn) % 4]))
+
+    run(for_each(range(count), lead))
+    return dialogues
 
 
 def local(body: tuple[Any, Any], think: bool, **options: Any) -> LocalPolicy:
@@ -67,42 +73,28 @@ def local(body: tuple[Any, Any], think: bool, **options: Any) -> LocalPolicy:
     return LocalPolicy(*body, "en", think=think, **{"max_tokens": 12, **options})
 
 
-@torch.no_grad()
-def plain_logprobs(model: Any, trace: Trace, temperature: float = 1.0) -> list[Tensor]:
-    """Log-probs of each reply by one forward pass of the whole context, without cache or mask of ours."""
-    found = []
-    for reply in trace.replies:
-        context = trace.context[: reply.start] + reply.lead
-        logits = model(input_ids=torch.tensor([context + reply.ids]), use_cache=False).logits[0, len(context) - 1 : -1]
-        scores = torch.log_softmax(logits / temperature, -1)
-        found.append(scores.gather(1, torch.tensor(reply.ids)[:, None])[:, 0])
-    return found
-
-
 @families
 @modes
 def test_logprobs_of_sampling_and_training_are_those_of_the_model(bodies: Any, name: str, think: bool) -> None:
     model, _ = bodies[name]
     policy = local(bodies[name], think, temperature=0.8)
-    dialogues, traces = talk(policy)
-    samples = [from_trace(trace) for trace in traces]
-    batch = collate(samples)
+    dialogues = converse(policy)
+    assert all(len(dialogue.turns) >= 2 for dialogue in dialogues)
+    window = getattr(model.config, "sliding_window", None)
+    lengths = [len(records(dialogue)[-1].prompt_ids) for dialogue in dialogues]
+    assert not window or min(lengths) > 2 * window, "no window was ever crossed"
+    check_logprobs(model, dialogues, 0.8)
+    batch = collate([from_dialogue(dialogue) for dialogue in dialogues])
     with torch.no_grad():
         logits = make_logits(model, hidden_states(model, batch))
     trained = torch.log_softmax(logits / 0.8, -1).gather(1, batch.targets[:, None])[:, 0]
-    window = getattr(model.config, "sliding_window", None)
-    assert not window or all(trace.replies[-1].start > 2 * window for trace in traces), "no window was ever crossed"
-    plain = [plain_logprobs(model, trace, 0.8) for trace in traces]
-    for trace, expected in zip(traces, plain, strict=True):
-        assert len(trace.replies) >= 2
-        for reply, values in zip(trace.replies, expected, strict=True):
-            assert torch.allclose(torch.tensor(reply.logprobs), values, rtol=0, atol=1e-4)
-    assert torch.allclose(trained, torch.cat([v for values in plain for v in values]), rtol=0, atol=1e-4)
-    assert batch.targets.tolist() == [i for trace in traces for reply in trace.replies for i in reply.ids]
+    sampled = [p for dialogue in dialogues for record in records(dialogue) for p in record.logprobs]
+    assert torch.allclose(trained, torch.tensor(sampled), rtol=0, atol=1e-4)
+    assert batch.targets.tolist() == [i for replies in sampled_ids(dialogues) for ids in replies for i in ids]
     # What a random model says keeps no format of thinking, so its dialogues hold other words than were sampled.
     if not think:
-        for dialogue, trace in zip(dialogues, traces, strict=True):
-            check_trace(policy.chat, dialogue, trace)
+        for dialogue in dialogues:
+            check_dialogue(policy.chat, dialogue)
 
 
 @families
@@ -112,9 +104,9 @@ def test_greedy_replies_are_those_of_generate(bodies: Any, name: str, think: boo
     policy = local(bodies[name], think, temperature=0.0)
     ends = sorted(policy.chat.stops)
     assert len(ends) >= 4
-    for trace in talk(policy)[1]:
-        for reply in trace.replies:
-            context = torch.tensor([trace.context[: reply.start] + reply.lead])
+    for dialogue in converse(policy):
+        for record in records(dialogue):
+            context = torch.tensor([record.prompt_ids])
             out = model.generate(
                 context,
                 attention_mask=torch.ones_like(context),
@@ -123,30 +115,31 @@ def test_greedy_replies_are_those_of_generate(bodies: Any, name: str, think: boo
                 eos_token_id=ends,
                 pad_token_id=0,
             )
-            assert out[0, context.shape[1] :].tolist() == reply.ids
+            assert out[0, context.shape[1] :].tolist() == record.token_ids
 
 
 @families
-def test_contexts_are_what_the_template_renders(bodies: Any, name: str) -> None:
-    """At every turn the model reads what the template makes of the talk so far (thinking: replies hold our words)."""
+def test_prompts_are_what_the_template_renders(bodies: Any, name: str) -> None:
+    """At every turn the model reads what the template makes of the dialogue (thinking: replies hold our words)."""
     policy = local(bodies[name], think=True)
-    for dialogue, trace in zip(*talk(policy), strict=True):
+    for dialogue in converse(policy):
         said = [message.content for message in dialogue.messages()]
-        for turn, reply in enumerate(trace.replies):
-            whole = policy.chat.tokenizer.encode(
-                policy.chat.template.render(said[: 2 * turn + 1]), add_special_tokens=False
-            )
-            assert trace.context[: reply.start] + reply.lead == whole
+        for turn, record in enumerate(records(dialogue)):
+            text = policy.chat.template.render(said[: 2 * turn + 1])
+            assert record.prompt_ids == policy.chat.tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_an_empty_thought_is_seen_by_one_reply_only(bodies: Any) -> None:
     policy = local(bodies["qwen3"], think=False)
     empty = policy.chat.tokenizer.encode("<think>\n\n</think>\n\n", add_special_tokens=False)
-    for trace in talk(policy)[1]:
-        for first, second in zip(trace.replies, trace.replies[1:], strict=False):
-            assert first.lead == second.lead == empty
-            assert trace.context[first.start : first.start + len(first.ids)] == first.ids
-        assert not set(empty[:1]) & set(trace.context) - {i for reply in trace.replies for i in reply.ids}
+    for dialogue in converse(policy):
+        replies = records(dialogue)
+        for first, second in pairwise(replies):
+            start = len(first.context_ids)
+            assert first.prompt_ids[start:] == second.prompt_ids[len(second.context_ids) :] == empty
+            assert second.context_ids[start : start + len(first.token_ids)] == first.token_ids
+        sampled = {i for record in replies for i in record.token_ids}
+        assert not set(empty[:1]) & set(replies[-1].context_ids) - sampled
 
 
 def test_a_reply_ends_at_any_of_several_tokens(bodies: Any) -> None:
@@ -154,14 +147,15 @@ def test_a_reply_ends_at_any_of_several_tokens(bodies: Any) -> None:
     assert end_tokens(model) == [tokenizer.eos_token_id, 300, 301, 302]
     policy = local(bodies["llama3"], think=False, max_tokens=150)
     ends = set()
-    for trace in talk(policy, 12)[1]:
-        for reply in trace.replies:
-            assert not policy.chat.stops & set(reply.ids[:-1])
-            if reply.ids[-1] in policy.chat.stops:
-                ends.add(reply.ids[-1])
-        for reply in trace.replies[:-1]:
-            after = trace.context[reply.start : reply.start + len(reply.ids) + 1]
-            assert after[: len(reply.ids)] == reply.ids
+    for dialogue in converse(policy, 12):
+        for ids in sampled_ids([dialogue])[0]:
+            assert not policy.chat.stops & set(ids[:-1])
+            if ids[-1] in policy.chat.stops:
+                ends.add(ids[-1])
+        for record, later in pairwise(records(dialogue)):
+            start, length = len(record.context_ids), len(record.token_ids)
+            after = later.context_ids[start : start + length + 1]
+            assert after[:length] == record.token_ids
             assert policy.chat.stop in after[-2:], "every reply in a context is closed as the template closes it"
     assert len(ends) >= 3
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_toys import PATIENT, Toy, check_logprobs, policy, profiles, texts
+from engine_toys import PATIENT, Toy, check_logprobs, policy, profiles, records, sampled_ids
 from token_server import TokenServer
 
-from rlver.core.dialogue import Dialogue, StopReason
+from rlver.core.dialogue import Dialogue, Reply, StopReason
 from rlver.core.errors import RlverError
 from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.inference.engines.load import load_engine
@@ -35,7 +35,7 @@ def rollout(who: LocalPolicy, **options: Any) -> list[Dialogue]:
 
 
 def update(who: LocalPolicy) -> None:
-    run(closing(who.update_weights(), who), who.waits)
+    run(closing(who.update_weights(), who))
 
 
 @pytest.fixture
@@ -61,38 +61,35 @@ def learn(model: Any) -> None:
 
 
 @pytest.mark.parametrize("style", ["vllm", "vllm-lora", "sglang"])
-def test_traces_are_those_of_the_servers_model(model: Any, tokenizer: Any, style: str) -> None:
+def test_token_records_are_those_of_the_servers_model(model: Any, tokenizer: Any, style: str) -> None:
     with TokenServer(model) as server:
         who = serving(model, tokenizer, server, style)
-        assert who.waits
         dialogues = rollout(who, slots=3)
         assert all(dialogue.stop and dialogue.stop.scored for dialogue in dialogues)
-        check_logprobs(model, who.traces)
-        first = texts(who.traces)
-        rollout(who)
-        assert texts(who.traces) == first
-        assert who.engine._talks == {}
+        assert all(len(records(dialogue)) == len(dialogue.turns) for dialogue in dialogues)
+        check_logprobs(model, dialogues)
+        assert sampled_ids(rollout(who)) == sampled_ids(dialogues)
+        assert not who.engine._conversations
 
 
-def test_thinking_is_rewound(model: Any, tokenizer: Any) -> None:
+def test_prompts_hold_earlier_replies_without_their_thoughts(model: Any, tokenizer: Any) -> None:
     with TokenServer(model) as server:
         engine = load_engine(f"vllm@{server.url}", model, limits=LIMITS)
         who = LocalPolicy(model, tokenizer, "en", think=True, max_tokens=8, engine=engine)
         dialogue = Dialogue(profiles(1)[0], PATIENT, True)
         dialogue.begin("Why?")
-        who.start([dialogue], [5])
 
         async def lead() -> None:
             for turn in range(3):
-                await who.reply([0])
-                assert dialogue.reply(f"<think>Plan {turn}.</think>Reply {turn}.")
-                dialogue.react(Toy().react(dialogue, 3))
+                reply = await who.reply(dialogue, 5)
+                assert dialogue.reply(Reply.parse(f"<think>Plan {turn}.</think>Reply {turn}.", True, reply.tokens))
+                dialogue.react(await Toy().react(dialogue, 3))
 
         run(closing(lead(), who))
-        assert [request["prompt"] for _, request in server.posts] == [
-            who.traces[0].context[: reply.start] for reply in who.traces[0].replies
-        ]
-        check_logprobs(model, who.traces)
+        prompts = [record.prompt_ids for record in records(dialogue)]
+        assert [request["prompt"] for _, request in server.posts] == prompts
+        assert "Reply 1." in who.chat.decode(prompts[2]) and "Plan" not in who.chat.decode(prompts[2])
+        check_logprobs(model, [dialogue])
 
 
 @pytest.mark.parametrize("style", ["vllm", "vllm-lora", "sglang"])
@@ -102,16 +99,15 @@ def test_after_an_update_the_logprobs_are_those_of_the_new_weights(
     with TokenServer(copy.deepcopy(learner)) as server:
         who = serving(learner, tokenizer, server, style, tmp_path)
         who.model = Adapted(learner) if style == "vllm-lora" else learner
-        rollout(who)
-        before = texts(who.traces)
+        before = sampled_ids(rollout(who))
         (tmp_path / "rlver-of-another-process-7").mkdir()
         for step in (1, 2, 3):
             learn(learner)
             update(who)
-            rollout(who)
-            check_logprobs(learner, who.traces)
+            dialogues = rollout(who)
+            check_logprobs(learner, dialogues)
             assert len(list(tmp_path.iterdir())) == min(step, 2)
-        assert texts(who.traces) != before
+        assert sampled_ids(dialogues) != before
         if style == "vllm-lora":
             assert [name.rpartition("-")[2] for name in server.served] == ["", "3"]
 
@@ -136,9 +132,8 @@ def test_an_update_that_was_not_taken_is_an_error(learner: Any, tokenizer: Any, 
 def test_faults_that_pass_change_nothing(model: Any, tokenizer: Any, fault: str) -> None:
     with TokenServer(model) as calm, TokenServer(model, faults=[fault], share=0.3) as server:
         who, other = (serving(model, tokenizer, s, "vllm") for s in (server, calm))
-        rollout(who)
-        rollout(other)
-        assert server.calls[fault] and who.traces == other.traces
+        turns, undisturbed = ([dialogue.turns for dialogue in rollout(policy)] for policy in (who, other))
+        assert server.calls[fault] and turns == undisturbed
         assert who.engine.llm.tally.retries and not who.engine.llm.tally.failed
 
 
@@ -150,33 +145,33 @@ def test_faults_that_stay_end_dialogues_and_are_counted(model: Any, tokenizer: A
         assert [dialogue.stop for dialogue in dialogues] == [StopReason.ERROR] * COUNT
         assert all("3 attempts failed" in dialogue.error for dialogue in dialogues)
         assert who.engine.llm.tally.failed == COUNT
-        assert all(trace.context == [] and trace.replies == [] for trace in who.traces)
+        assert all(dialogue.turns == [] for dialogue in dialogues)
         server.share = 0.0
         assert all(dialogue.stop and dialogue.stop.scored for dialogue in rollout(who))
 
 
 @pytest.mark.parametrize("fault", ["no_ids", "no_logprobs", "unequal"])
-def test_a_server_of_no_use_is_told_what_it_lacks(model: Any, tokenizer: Any, fault: str) -> None:
+def test_the_error_names_what_a_server_lacks(model: Any, tokenizer: Any, fault: str) -> None:
     with TokenServer(model, faults=[fault], share=1.0) as server:
-        with pytest.raises(RlverError, match=r"log-probs.*Needed: vLLM 0\.10\.2"):
+        with pytest.raises(RlverError, match=r"log-probabilities.*Needed: vLLM 0\.10\.2"):
             rollout(serving(model, tokenizer, server, "vllm"))
-        with pytest.raises(RlverError, match=r"log-probs.*Needed: SGLang"):
+        with pytest.raises(RlverError, match=r"log-probabilities.*Needed: SGLang"):
             rollout(serving(model, tokenizer, server, "sglang"))
 
 
-def test_nobody_there(model: Any, tokenizer: Any) -> None:
+def test_a_server_that_is_not_there_ends_the_run(model: Any, tokenizer: Any) -> None:
     with TokenServer(model) as server:
         who = serving(model, tokenizer, server, "vllm")
     with pytest.raises(RlverError, match="no connection"):
         rollout(who)
 
 
-def test_specs(model: Any) -> None:
+def test_engine_specs(model: Any) -> None:
     assert isinstance(load_engine("local", model), BuiltInEngine)
     engine = load_engine("vllm:qwen3@http://127.0.0.1:8000/v1", model)
     assert isinstance(engine, ServerEngine) and engine.style == "vllm"
     for spec in ("vllm", "tgi@http://127.0.0.1:8000", "http://127.0.0.1:8000"):
-        with pytest.raises(RlverError, match="say local, or a server as STYLE@URL with STYLE vllm, vllm-lora, sglang"):
+        with pytest.raises(RlverError, match="use local, or a server as STYLE@URL with STYLE vllm, vllm-lora, sglang"):
             load_engine(spec, model)
     with pytest.raises(RlverError, match="BASE_URL"):
         load_engine("vllm@127.0.0.1:8000", model)
