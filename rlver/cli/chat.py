@@ -1,4 +1,4 @@
-"""`rlver chat`: you answer a simulated user, and learn afterwards how each reply was taken."""
+"""`rlver chat`: you reply to a simulated user, and learn afterwards how each reply was received."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command("chat")(chat)
+    app.command("chat", rich_help_panel="Start here")(chat)
 
 
 def chat(
@@ -41,7 +41,7 @@ def chat(
         typer.Option("--seed", min=0, help="Seed of the profile and of what the user says.  [default: random]"),
     ] = None,
 ) -> None:
-    """Answer a simulated user yourself.
+    """Reply to a simulated user yourself.
 
     At the end (or when you leave with /quit or Ctrl-D) you see the emotion after each of your replies, the reasons in
     words, and what the user wanted.

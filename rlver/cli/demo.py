@@ -1,4 +1,4 @@
-"""`rlver demo`: the whole loop on a laptop, from a policy that fails people to one that helps them."""
+"""`rlver demo`: the whole loop on a laptop, from a poor policy to one that supports its users."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlver.cli.console import show
 from rlver.cli.options import DeviceOption, LanguageOption, SeedOption, UserTypeOption
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
@@ -27,33 +28,45 @@ BASELINES = ("scripted:generic", "scripted:empathise", "scripted:praise", "scrip
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command("demo")(demo)
+    app.command("demo", rich_help_panel="Start here")(demo)
 
 
 def demo(
     seed: SeedOption = 0,
     policy: Annotated[
-        str, typer.Option(help="What to start from: tiny (made on the spot), or a folder with a Hugging Face model.")
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="What to start from: the folder of a Hugging Face model, or tiny, a small model that is pretrained "
+            "first.",
+        ),
     ] = "tiny",
     language: LanguageOption = "en",
     user_type: UserTypeOption = "vanilla",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 24,
-    n: Annotated[int, typer.Option(min=8, max=100, help="Benchmark dialogues per policy.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 24,
+    n: Annotated[int, typer.Option(min=8, max=100, help="Benchmark dialogues of each policy.")] = 100,
     compare: Annotated[
-        bool, typer.Option("--terminal/--no-terminal", help="Also train with the terminal reward, for comparison.")
+        bool,
+        typer.Option(
+            "--terminal/--no-terminal", help="Also train with the terminal reward of the paper, for comparison."
+        ),
     ] = True,
     device: DeviceOption = "auto",
-    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier demo in it is replaced.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the results. An earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
 ) -> None:
-    """Pretrain a tiny policy that fails people, train it on their emotions, and benchmark it before and after.
+    """Pretrain a tiny policy, train it on the emotions of simulated users, and benchmark it before and after.
 
-    The benchmark's users tell stories, use names and phrase their hints in ways that training never met, and one
-    topic is new altogether. A second run with the terminal reward of the paper goes on beside the first.
+    The users of the benchmark have stories, names and wordings that do not occur in training, and one new topic.
+    A second run with the terminal reward of the paper trains beside the first one.
+
+    Examples:
+
+      rlver demo
+
+      rlver demo --language zh --seed 1 --out runs/demo-zh
     """
-    from rich.console import Console
-
     from rlver.cli.train import base_of, train_with_progress
     from rlver.evaluation.plots import learning_curve
     from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
@@ -65,10 +78,10 @@ def demo(
         base_folder(Path(policy))
     pick_device(device, Path(policy))
     if out.resolve() in (Path(policy).resolve(), *Path(policy).resolve().parents):
-        raise RlverError(f"{policy}: lies in {out}, which is about to be replaced; choose another --out.")
+        raise RlverError(f"{policy}: is inside of {out}, which the demo replaces; choose another --out.")
     if out.exists():
         if not (out / "summary.json").is_file() and any(out.iterdir()) and not (out / "turn").is_dir():
-            raise RlverError(f"{out}: is not the folder of an earlier demo; choose another --out.")
+            raise RlverError(f"{out}: holds something else than an earlier demo; choose another --out.")
         shutil.rmtree(out)
     options = {"seed": seed, "language": language, "user_type": user_type, "steps": steps, "device": device}
     config = load_config(None, [], {"policy": policy, **options})
@@ -87,16 +100,13 @@ def demo(
 
     results, dialogues = _benchmark(config.language, config.user_type, config.rules, seed, n, device, out)
     by_name = {result.policy: result for result in results}
-    console = Console()
-    where = f"{n} held-out profiles, user {config.user_type}, preset {config.rules.name}, seed {seed}"
-    console.print(score_table(results, f"Benchmark: {where}"))
-    console.print(intention_table(results))
+    title = f"Benchmark: {n} held-out profiles, {config.user_type} users, preset {config.rules.name}, seed {seed}"
+    show("", score_table(results, title), "", intention_table(results), "")
     for name in ("base", "trained"):
-        console.print(matrix_table(by_name[name]))
+        show(matrix_table(by_name[name]), "")
     for number in (0, 1):
         for name in ("base", "trained"):
-            console.rule(f"{dialogues[name][number].profile}: {name}")
-            console.print(transcript_text(dialogues[name][number], config.rules.start))
+            show(f"--- {name} ---", transcript_text(dialogues[name][number], config.rules.start), "")
     curves = {"turn credit": out / "turn" / "metrics.jsonl"}
     if compare:
         curves["terminal reward"] = out / "terminal" / "metrics.jsonl"
@@ -105,7 +115,7 @@ def demo(
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),
         "preset": config.rules.name,
-        "user": config.user_type,
+        "user_type": config.user_type,
         "language": config.language,
         "n": n,
         **{
@@ -117,20 +127,14 @@ def demo(
     }
     file = out / "summary.json"
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    console.print(
-        f"Learning curve: {curve}\nTranscripts:    {out / 'transcripts'}\nSummary:        {file}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(
-        f"Trained policy: {out / 'turn' / 'policy'}  ({summary['seconds']:.0f} s in all)",
-        highlight=False,
-        soft_wrap=True,
+    typer.echo(
+        f"Learning curve: {curve}\nTranscripts:    {out / 'transcripts'}\nSummary:        {file}\n"
+        f"Trained policy: {out / 'turn' / 'policy'}  ({summary['seconds']:.0f} s in all)"
     )
 
 
 def _start_terminal_run(base: Path, options: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
-    """Train with the terminal reward in a process of its own: two runs of one thread each beat one of two."""
+    """Train with the terminal reward in a process of its own: two runs of one thread are faster than one of two."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
@@ -153,7 +157,7 @@ def _start_terminal_run(base: Path, options: dict[str, Any], folder: Path) -> su
 def _benchmark(
     language: Language, user_type: UserType, preset: Preset, seed: int, n: int, device: str, out: Path
 ) -> tuple[list[PolicyResult], dict[str, list[Transcript]]]:
-    """Benchmark base, trained and scripted policies. Also returns the dialogues of each."""
+    """Benchmark the base, trained and scripted policies. Returns the results, and the dialogues of each policy."""
     from rlver.cli.progress import Steps
     from rlver.evaluation.suite import Entry, Progress, Suite
     from rlver.policies.load import load_policy
@@ -176,13 +180,13 @@ def _benchmark(
         for label, spec, (profiles, simulated_user) in rows
     ]
     labels = [entry.label for entry in entries]
-    with Steps("Benchmark") as bar:
+    with Steps("Benchmark", each=True) as bar:
 
-        def show(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             if progress.done == progress.total:
                 bar.update(labels.index(progress.label) + 1, len(labels), progress.label)
 
-        suite = Suite(out / "transcripts", preset, seed=seed, on_progress=show)
+        suite = Suite(out / "transcripts", preset, seed=seed, on_progress=on_progress)
         return suite.run(entries), suite.transcripts
 
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines in pipes and log files."""
 
 from __future__ import annotations
 
@@ -6,59 +6,68 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 _EVERY = 20.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines of quick steps where there is no terminal."""
+_FIRST = 3.0
+"""Seconds until the first of these lines, so that a log soon tells how long the work takes."""
 
 
 class Steps:
-    """A named piece of work that counts its steps. Use it in a `with` statement."""
+    """A named piece of work that counts its steps. Use it in a `with` statement.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Args:
+        each: write a line for every step where there is no terminal. Without it, lines of quick steps are spaced.
+    """
+
+    def __init__(self, name: str, each: bool = False) -> None:
+        self._name, self._each = name, each
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._said = self._began = 0.0
+        self._began = self._next_line = 0.0
         self._first = 0
 
     def __enter__(self) -> Steps:
         self._bar.start()
-        self._said = self._began = time.monotonic()
         return self
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` steps are done, with a short note."""
-        if self._task is None:
-            self._task = self._bar.add_task(self._name, total=total, note=note, completed=done - 1)
-            self._first = done - 1
-        self._bar.update(self._task, completed=done, note=note)
         now = time.monotonic()
-        if not self._console.is_terminal and (done == total or now - self._said > _EVERY):
-            self._said = now
-            left = (now - self._began) * (total - done) / max(1, done - self._first)
-            rest = f", {left:.0f} s left" if done < total else ""
-            print(f"{self._name}: {done}/{total} {note}{rest}", file=self._console.file, flush=True)
+        if self._task is None:
+            self._task = self._bar.add_task(self._name, total=total, note=note, left="", completed=done - 1)
+            # Preparations, and steps of an earlier run, say nothing about the time that a step takes.
+            self._began, self._first, self._next_line = now, done, now + _FIRST
+        steps = done - self._first
+        left = ""
+        if steps > 0 and done < total:
+            left = f"about {_duration((now - self._began) / steps * (total - done))} left"
+        self._bar.update(self._task, completed=done, note=note, left=left)
+        if self._console.is_terminal or (not self._each and done < total and now < self._next_line):
+            return
+        self._next_line = now + _EVERY
+        words = ", ".join(part for part in (note, left) if part)
+        print(f"{self._name} {done}/{total}: {words}".rstrip(": "), file=self._console.file, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    """A rough duration in words, for example "40 s", "3 min" or "1.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""`rlver train`: train a policy on simulated users."""
+"""`rlver train`: train a policy on the emotions of simulated users."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlver.cli.options import DEVICE_HELP, JsonOption
+from rlver.cli.options import DEVICE_HELP, PRESET_HELP, USER_TYPE_HELP, JsonOption
+from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
@@ -17,95 +18,121 @@ from rlver.train.config import Algorithm
 from rlver.train.credit import Credit
 
 COLLAPSED = 3
-"""Exit code of a training that stopped because its policy had collapsed."""
+"""Exit code of a training run that stopped because its policy had collapsed."""
 
 if TYPE_CHECKING:
     from rlver.train.config import TrainConfig
 
-BASES = Path("runs/base")
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command("train")(train)
+    app.command("train", rich_help_panel="Train")(train)
 
 
 def train(
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file with settings; options win over it.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings. Options override it.")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="What to train: tiny (made on the spot), or a folder with a Hugging Face model.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="What to train: the folder of a Hugging Face model, or tiny, a small model that is pretrained first.  "
+            "[default: tiny]",
+        ),
     ] = None,
     algo: Annotated[
-        Algorithm | None, typer.Option(help="grpo, rloo, dr-grpo compare rollouts of a profile; ppo has a critic.")
+        Algorithm | None,
+        typer.Option(
+            help="How advantages are estimated. grpo, rloo and dr-grpo compare the rollouts of a profile; ppo trains a "
+            "critic."
+        ),
     ] = None,
     credit: Annotated[
         Credit | None,
         typer.Option(
-            help="Pay replies for the emotion at the end, for their own change, or for what followed from them."
+            help="What a reply is rewarded for: the emotion at the end of the dialogue, its own change of the emotion, "
+            "or the changes that follow it."
         ),
     ] = None,
     think: Annotated[
-        bool | None, typer.Option("--think/--no-think", help="Let the policy think before it speaks.")
+        bool | None, typer.Option("--think/--no-think", help="Let the policy think before it replies.")
     ] = None,
     user: Annotated[
         str | None,
         typer.Option(
-            help="Simulated user: embedded, vanilla, challenging, openai:MODEL@BASE_URL or any:PROVIDER/MODEL."
+            metavar="SPEC",
+            help="The simulated user: embedded (rules, without a language model), vanilla or challenging (the embedded "
+            "user of that type), openai:MODEL@BASE_URL or any:PROVIDER/MODEL.",
+            autocompletion=lambda: ["embedded", "vanilla", "challenging", "openai:", "any:"],
         ),
     ] = None,
     user_type: Annotated[
         UserType | None,
-        typer.Option("--user-type", help="Vanilla users hint at what they need; challenging ones never do."),
+        typer.Option("--user-type", help=USER_TYPE_HELP),
     ] = None,
-    language: Annotated[Language | None, typer.Option(help="Language of the talks.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Rules of the emotion: sage, release, paper.")] = None,
+    language: Annotated[Language | None, typer.Option(help="Language of the dialogues.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help=PRESET_HELP, autocompletion=lambda: list(PRESETS))
+    ] = None,
     profiles: Annotated[
         Path | None,
-        typer.Option(help="JSONL file of profiles, ours or official; default: generated from training stories."),
+        typer.Option(
+            help="JSONL file of profiles, in our format or the official one.  [default: generated from the training "
+            "stories]"
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Everything random is drawn from this number.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     eval_every: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Evaluate on held-out users (not the benchmark's) each N steps and keep the best; 0: never."
+            min=0,
+            metavar="N",
+            help="Evaluate the policy every N steps with users of held-out stories (not those of the benchmark), and "
+            "keep the best policy. 0: never.",
         ),
     ] = None,
     track: Annotated[
         list[str] | None,
-        typer.Option(help="Also show the run in wandb, trackio or mlflow (offline); give it again for several."),
+        typer.Option(
+            metavar="NAME",
+            help="Also log the run to wandb, trackio or mlflow (offline). Repeat the option for several.",
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other setting as key=value, for example --set lr=5e-4.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other setting, for example --set lr=5e-4. Repeat it for several."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/train/TIME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/train/TIME]")] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out from its last checkpoint; other --steps change the rates to come.",
+            help="Continue the run in --out from its last checkpoint. Another number of --steps changes the learning "
+            "rates of the steps to come.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what the run needs: memory by part, and the longest dialogue.")
+        bool,
+        typer.Option("--dry-run", help="Only print what the run would need: memory by part, and the longest dialogue."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy with GRPO or PPO on the emotions of simulated users.
 
-    The run's folder holds its config, metrics.jsonl, TensorBoard events, sample dialogues, checkpoints and the
-    trained policy in policy/. Ctrl-C saves; --resume goes on to the same numbers as if nothing had happened.
+    The folder of the run holds its configuration, metrics.jsonl, TensorBoard events, sample dialogues, checkpoints,
+    and the trained policy in policy/. Ctrl-C saves the state. --resume continues to the same numbers as an
+    uninterrupted run.
 
-    With --eval-every, held-out users measure the policy while it learns, and best/ holds the best one. A policy that
-    collapses (entropy gone, far from where it started, the same reply over and over) ends the run with exit code 3;
-    policy/ is then the last sound one.
+    With --eval-every, held-out users measure the policy during training, and best/ holds the best policy. A policy
+    that collapses (no entropy, far from the reference, the same reply again and again) ends the run with exit code 3;
+    policy/ then holds the last sound policy.
 
     Examples:
 
-      rlver train --algo ppo --think --user challenging
+      rlver train --algo ppo --think --user-type challenging
 
       rlver train --policy my-model --set lr=1e-6 --set batch=32 --set max_tokens=512 --out runs/mine
 
@@ -123,7 +150,7 @@ def train(
     from rlver.train.runs.trackers import check_trackers
 
     if resume and out is None:
-        raise RlverError("--resume needs --out: say which run to go on with.")
+        raise RlverError("--resume needs --out, which names the run to continue.")
     folder = out or Path("runs/train") / datetime.now().strftime("%Y%m%d-%H%M%S")
     choices = {
         "policy": policy,
@@ -145,7 +172,7 @@ def train(
     if resume and config is None:
         options = stored_config(folder) | options
     chosen = load_config(config, settings or [], options)
-    # What is wrong with files, trackers and the device is told before minutes of pretraining.
+    # Files, trackers and the device are checked before pretraining, which takes minutes.
     training_profiles(chosen)
     evaluation_profiles(chosen)
     check_trackers(chosen.trackers)
@@ -160,44 +187,50 @@ def train(
     trained = folder / "policy"
     outcome = read_outcome(folder)
     if as_json:
-        told = {"run": str(folder), "policy": str(trained), "metrics": metrics, "outcome": outcome.model_dump()}
-        typer.echo(json.dumps(told, indent=2))
+        result = {"run": str(folder), "policy": str(trained), "metrics": metrics, "outcome": outcome.model_dump()}
+        typer.echo(json.dumps(result, indent=2))
         return
     if outcome.verdict:
         typer.echo(outcome.verdict)
     for tracker, count in outcome.tracker_failures.items():
-        typer.echo(f"The tracker {tracker} did not take {count} records.", err=True)
+        typer.echo(f"The tracker {tracker} lost {count} records.", err=True)
     typer.echo(
         f"Trained policy: {trained}\nMetrics: {folder / 'metrics.jsonl'}\n"
-        f"Before and after: rlver bench --policy {folder / 'base'} --policy {trained}"
-        f" --language {chosen.language} --user {chosen.user_type}\n"
-        f"Curves: tensorboard --logdir {folder / 'tensorboard'}\n"
-        f"A folder to share: rlver export {folder} --out {folder / 'export'}"
+        f"Compare it with its base: rlver bench --policy {folder / 'base'} --policy {trained}"
+        f" --language {chosen.language} --user-type {chosen.user_type}\n"
+        f"Plot the curves: tensorboard --logdir {folder / 'tensorboard'}\n"
+        f"Export it: rlver export {folder} --out {folder / 'export'}"
     )
 
 
 def base_of(config: TrainConfig) -> Path:
-    """The folder of the policy that a run starts from; the tiny one is pretrained, with a progress bar, if need be."""
+    """The folder of the policy that a run starts from. The tiny policy is pretrained first if it is not there yet."""
     if config.policy != "tiny":
         return Path(config.policy)
     from rlver.cli.progress import Steps
-    from rlver.tiny import base_policy
+    from rlver.tiny import base_policy, tiny_folder
 
+    folder = tiny_folder(config.language, config.think, config.seed)
+    if not folder.is_dir():
+        typer.echo(
+            f"The tiny policy is pretrained first, which takes some minutes. It is kept in {folder} for later runs "
+            "with the same language and seed.",
+            err=True,
+        )
     with Steps("Pretraining the tiny policy") as bar:
         return base_policy(
             config.language,
             config.think,
             config.seed,
-            BASES,
-            lambda step, steps, loss: bar.update(step + 1, steps, f"loss {loss:.2f}"),
+            on_step=lambda step, steps, loss: bar.update(step + 1, steps, f"loss {loss:.2f}"),
         )
 
 
 def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: Path | None = None) -> dict[str, float]:
-    """Run the training with a progress bar and return the metrics of the last step.
+    """Run the training, show its progress, and return the metrics of the last step.
 
     Args:
-        base: folder of the policy to start from; by default what `config.policy` names.
+        base: folder of the policy to start from; None takes what `config.policy` names.
 
     Raises:
         typer.Exit: stopped by Ctrl-C (exit code 130) or by a collapse (3), with the state saved.
@@ -232,7 +265,7 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
             bar.update(done, config.steps, f"{shown}; {text}")
 
     try:
-        with Steps(f"Training ({config.algo}, {config.credit} credit)") as bar:
+        with Steps(f"Training ({config.algo}, {config.credit} credit)", each=True) as bar:
             run(config, base, folder, resume=resume, on_step=show, on_note=note)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
@@ -243,8 +276,8 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
     finally:
         if failed:
             typer.echo(
-                f"{failed} dialogues were left out, for they or others of their groups failed; why: "
-                f"{folder / 'failures.jsonl'}",
+                f"{failed} dialogues were left out because they or others of their groups failed; the reasons are in "
+                f"{folder / 'failures.jsonl'}.",
                 err=True,
             )
     return last

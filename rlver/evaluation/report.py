@@ -142,7 +142,9 @@ def reasons_text(turns: Sequence[Turn], start: float, language: Language) -> Tex
         text.append(bar + "\n", style=style)
         reasons = [(reason.points, explanation(reason.cue, language)) for reason in turn.reaction.reasons]
         others = sum(points for points, _ in reasons[_REASONS:])
-        lines = reasons[:_REASONS] + ([(others, "everything else")] if reasons[_REASONS:] else [])
+        lines = reasons[:_REASONS]
+        if reasons[_REASONS:]:
+            lines.append((others, "everything else, and rounding to a step of 5 or 10"))
         for points, words in lines:
             text.append(f"   {points:+6.1f}  ", style="green" if points > 0 else "red").append(f"{words}\n")
         if turn.reaction.thought:

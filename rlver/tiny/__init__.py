@@ -18,25 +18,17 @@ RECIPE = 1
 """Version of the pretraining code. Raise it whenever a change to the code changes the weights."""
 
 
-def base_policy(
-    language: Language,
-    think: bool,
-    seed: int,
-    root: Path = Path("runs/base"),
-    on_step: Callable[[int, int, float], None] | None = None,
-) -> Path:
-    """The folder of the base policy, which is pretrained now if the folder does not exist yet.
+ROOT = Path("runs/base")
+"""Where base policies are kept, relative to the working directory."""
+
+
+def tiny_folder(language: Language, think: bool, seed: int, root: Path = ROOT) -> Path:
+    """Where the base policy is kept once it has been pretrained.
 
     The name of the folder contains a hash of the recipe's version, the settings and the training text. So a folder with
     this name holds this policy.
-
-    Args:
-        think: whether the policy thinks before its replies.
-        seed: of the corpus and the weights.
-        root: the folder that holds the folders of all base policies.
-        on_step: called with (step, number of steps, loss in nats per token) after each step.
     """
-    from rlver.tiny.pretrain import PretrainConfig, pretrain
+    from rlver.tiny.pretrain import PretrainConfig
 
     config = PretrainConfig(language=language, think=think, seed=seed)
     data = [
@@ -47,7 +39,28 @@ def base_policy(
         *(story.model_dump_json() for story in load_stories(language, "train")),
     ]
     recipe_hash = digest(str(RECIPE), config.model_dump_json(), *data)
-    folder = root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{recipe_hash}"
+    return root / f"tiny-{language}-{'think' if think else 'plain'}-seed{seed}-{recipe_hash}"
+
+
+def base_policy(
+    language: Language,
+    think: bool,
+    seed: int,
+    root: Path = ROOT,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Path:
+    """The folder of the base policy, which is pretrained now if the folder does not exist yet. See `tiny_folder`.
+
+    Args:
+        think: whether the policy thinks before its replies.
+        seed: of the corpus and the weights.
+        root: the folder that holds the folders of all base policies.
+        on_step: called with (step, number of steps, loss in nats per token) after each step.
+    """
+    from rlver.tiny.pretrain import PretrainConfig, pretrain
+
+    folder = tiny_folder(language, think, seed, root)
+    config = PretrainConfig(language=language, think=think, seed=seed)
     root.mkdir(parents=True, exist_ok=True)
     # Runs that start at the same time share one base policy: the first run pretrains it, and the others wait.
     with FileLock(root / f".{folder.name}.lock"):
