@@ -137,7 +137,7 @@ def test_measures_by_hand() -> None:
 def test_score_and_explain_on_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[JudgedReply]
 ) -> None:
-    paths = [part for name in MODELS for part in ("--transcripts", str(folder / f"{name}.jsonl"))]
+    paths = [str(folder / f"{name}.jsonl") for name in MODELS]
     code, out, _ = run(capsys, "judge", "score", *paths, "--json")
     found = json.loads(out)
     assert code == 0 and found["n"] == len(rows)
@@ -152,28 +152,28 @@ def test_score_and_explain_on_the_command_line(
     code, out, _ = run(capsys, "judge", "score", *paths, "--profiles-in", str(ids))
     assert code == 0 and "Over models: Spearman" in out and " 4 dialogues" in out
 
-    code, out, _ = run(capsys, "judge", "explain", *paths, "--dialogue", "2", "--turn", "2", "--json")
+    code, out, _ = run(capsys, "judge", "explain", str(folder), "--dialogue", "2", "--turn", "2", "--json")
     found = json.loads(out)
     assert code == 0 and found["change"] == found["recorded"]
     assert sum(reason["points"] for reason in found["reasons"]) == pytest.approx(found["change"])
-    code, out, err = run(capsys, "judge", "explain", *paths, "--turn", "99")
+    code, out, _ = run(capsys, "judge", "explain", paths[0])
+    assert code == 0 and "the recorded judge gave" in out and "it could be said to anyone" in out
+    code, out, err = run(capsys, "judge", "explain", paths[0], "--turn", "99")
     assert code == 1 and "judged replies" in err
 
 
 def test_a_fit_can_be_used(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fit" / "weights.json"
-    code, text, _ = run(
-        capsys, "judge", "fit", "--transcripts", str(folder), "--language", "en", "--out", str(out), "--json"
-    )
+    code, text, _ = run(capsys, "judge", "fit", str(folder), "--language", "en", "--out", str(out), "--json")
     told = json.loads(text)
     weights = read_weights(out)
     assert code == 0 and told["weights"] == weights.mark and told["files"] == sorted(MODELS)
     again = tmp_path / "again.json"
-    assert main(["judge", "fit", "--transcripts", str(folder), "--language", "en", "--out", str(again)]) == 0
+    assert main(["judge", "fit", str(folder), "--language", "en", "--out", str(again)]) == 0
     assert again.read_bytes() == out.read_bytes()
-    assert run(capsys, "judge", "score", "--transcripts", str(folder), "--weights", str(out))[0] == 0
+    assert run(capsys, "judge", "score", str(folder), "--weights", str(out))[0] == 0
     assert EmbeddedUser("en", weights=weights).identity != EmbeddedUser("en").identity
-    code, _, err = run(capsys, "judge", "fit", "--transcripts", str(folder), "--language", "zh", "--out", str(out))
+    code, _, err = run(capsys, "judge", "fit", str(folder), "--language", "zh", "--out", str(out))
     assert code == 1 and "not 'zh'" in err
 
 
@@ -255,7 +255,7 @@ def test_users_and_dynamics(capsys: pytest.CaptureFixture[str], folder: Path) ->
     assert users["vanilla"]["acceptance"] == pytest.approx(0.524, abs=0.05)
     assert users["challenging"]["acceptance"] == pytest.approx(0.331, abs=0.05)
     assert users["vanilla"]["need_expression"] > users["challenging"]["need_expression"] > 0
-    code, out, _ = run(capsys, "judge", "dynamics", "--transcripts", str(folder), "--json")
+    code, out, _ = run(capsys, "judge", "dynamics", str(folder), "--json")
     table = json.loads(out)["policies"]
     assert code == 0 and table["generic"]["score"] < table["hedge"]["score"] < table["oracle"]["score"]
     shares = [table["all five"][f"share of {step:+d}"] for step in STEPS]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from fake_server import FakeServer
 
 from rlver.cli.main import app, main
 from rlver.core.transcript import read_transcripts
@@ -21,8 +22,8 @@ from rlver.stories import benchmark_profiles
 
 
 @pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def _no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -61,7 +62,7 @@ def test_bench_makes_a_table_transcripts_and_results(tmp_path: Path, capsys: pyt
 
 def test_bench_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], profiles_file: Path) -> None:
     capsys.readouterr()
-    arguments = ["bench", "--policy", "scripted:random", "--profiles", str(profiles_file), "--user", "challenging"]
+    arguments = ["bench", "--policy", "scripted:random", "--profiles", str(profiles_file), "--user-type", "challenging"]
     assert main([*arguments, "--json", "--preset", "paper", "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["n"] == 9 and found["preset"] == "paper" and found["user"].startswith("embedded/challenging")
@@ -76,9 +77,9 @@ def test_chat_shows_how_replies_were_taken(monkeypatch: pytest.MonkeyPatch, caps
     assert main(["chat", "--profile", profile.id, "--seed", "1"]) == 0
     shown = capsys.readouterr().out
     assert "1/9" in shown and "3/9" in shown
-    assert "you left the talk" in shown
+    assert "you left the dialogue" in shown
     assert profile.intention.meaning in shown
-    assert "40 -> " in shown and "misfit" in shown
+    assert "Emotion 40 -> " in shown and "it is only a sentence or two" in shown
 
 
 def test_chat_to_the_end_tells_why_it_ended(
@@ -88,8 +89,24 @@ def test_chat_to_the_end_tells_why_it_ended(
     assert main(["chat", "--language", "zh", "--user", "challenging", "--seed", "5"]) == 0
     shown = capsys.readouterr().out
     assert "the user left" in shown
-    monkeypatch.setattr(sys, "stdin", io.StringIO("/quit\n"))
+    assert "只有一两句话" in shown and "brief" not in shown  # the reasons are in the language of the dialogue
+
+
+def test_commands_in_a_chat_are_no_replies(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/help\n/halp\n/quit\nHello.\n"))
     assert main(["chat", "--seed", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("Type your reply to the user and press Enter.") == 2
+    assert "2/9" not in shown and "you left the dialogue" in shown and "Emotion: 40 -> 40" in shown
+
+
+def test_chat_with_a_model_as_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("I am listening.\n/quit\n"))
+    with FakeServer() as server:
+        assert main(["chat", "--user", f"openai:fake@{server.url}", "--seed", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert "2/9" in shown and "The user thinks: " in shown
+    assert "choose another user" in fails(["chat", "--user", "human"], capsys)
 
 
 def test_profiles_list_show_validate(profiles_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,22 +114,23 @@ def test_profiles_list_show_validate(profiles_file: Path, capsys: pytest.Capture
     assert main(["profiles", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [item["id"] for item in listed] == [profile.id for profile in benchmark_profiles("en")]
-    assert main(["profiles", "list", "--file", str(profiles_file), "--n", "2"]) == 0
+    assert main(["profiles", "list", str(profiles_file), "--n", "2"]) == 0
     ids = [profile.id for profile in read_profiles(profiles_file)]
     shown = capsys.readouterr().out
     assert ids[0] in shown and ids[2] not in shown
 
-    for extra in ([], ["--file", str(profiles_file)]):
+    for extra in ([], [str(profiles_file)]):
         assert main(["profiles", "show", ids[5], *extra, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == read_profiles(profiles_file)[5].model_dump(mode="json")
     assert main(["profiles", "show", ids[5]]) == 0
     assert read_profiles(profiles_file)[5].intention.meaning in capsys.readouterr().out
 
     assert main(["profiles", "validate", str(profiles_file), "--json"]) == 0
-    counts = json.loads(capsys.readouterr().out)
+    (counts,) = json.loads(capsys.readouterr().out)
     assert counts["profiles"] == 9 and sum(counts["by_intention"].values()) == 9
-    assert main(["profiles", "validate", str(profiles_file)]) == 0
-    assert "intention absolve" in capsys.readouterr().out
+    assert main(["profiles", "validate", str(profiles_file), str(profiles_file)]) == 0
+    shown = capsys.readouterr().out
+    assert "intention absolve" in shown and shown.count(str(profiles_file)) == 2
 
 
 def test_broken_profile_files_are_named_with_their_line(
@@ -130,7 +148,7 @@ def test_broken_profile_files_are_named_with_their_line(
         profiles_file.write_text("\n".join([lines[0], line, *lines[2:]]), encoding="utf-8")
         for command in (
             ["profiles", "validate"],
-            ["profiles", "list", "--file"],
+            ["profiles", "list"],
             ["bench", "--policy", "scripted:hedge", "--profiles"],
         ):
             message = fails([*command, str(profiles_file)], capsys)
@@ -175,17 +193,54 @@ def test_other_bad_input_is_one_sentence(
     assert str(blocked) in fails([*bench[:3], "--n", "1", "--out", str(blocked)], capsys)
 
 
-def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (
-        ["bench"],
-        ["bench", "--policy", "scripted:hedge", "--n", "0"],
-        ["bench", "--policy", "scripted:hedge", "--language", "fr"],
-        ["profiles", "generate", "--n", "0", "--out", "x.jsonl"],
-        ["profiles", "list", "--split", "all"],
-        ["fly"],
-    ):
-        assert main(arguments) == 2
-        assert capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("bench", "`rlver bench` needs --policy; `rlver bench --help` explains its use."),
+        ("bench --polcy x", "`rlver bench` has no option --polcy; did you mean --policy?"),
+        ("bench --policy", "--policy needs a value."),
+        ("bench --policy x --n 0", "`rlver bench`: --n must be greater than or equal to 1."),
+        ("bench --policy x --language fr", "`rlver bench`: --language: 'fr' is not one of 'en', 'zh'."),
+        ("bench --policy x --xyz", "`rlver bench` has no option --xyz; `rlver bench --help` explains its use."),
+        ("judge score x --user vanilla", "`rlver judge score` has no option --user; did you mean --user-type?"),
+        ("judge score", "`rlver judge score` needs FILE...; `rlver judge score --help` explains its use."),
+        ("profiles show", "`rlver profiles show` needs ID; `rlver profiles show --help` explains its use."),
+        ("profiles lst", "`rlver profiles` has no command 'lst'; did you mean list?"),
+        ("trian", "`rlver` has no command 'trian'; did you mean train?"),
+        ("--versoin", "`rlver` has no option --versoin; did you mean --version?"),
+        ("export a b --out c", "`rlver export`: got unexpected extra argument(s) (b); `rlver export --help` explains "
+         "its use."),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_sentence(arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err == f"Error: {sentence}\n"
+
+
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profiles"]) == 2
+    shown = capsys.readouterr()
+    assert "validate" in shown.out + shown.err and "Error" not in shown.err
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_without_torch_the_way_to_get_it_is_told(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith(("rlver.tiny", "rlver.train", "rlver.inference"))]:
+        monkeypatch.delitem(sys.modules, name)
+
+    class NoTorch:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
+    monkeypatch.chdir(tmp_path)
+    assert "PyTorch, which is not installed; run: pip install torch" in fails([command], capsys)
 
 
 def test_leaving_a_benchmark_is_an_interruption(
@@ -222,6 +277,57 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_no_table_folds_or_crops_an_id(
+    width: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a terminal of any width, and in a pipe, an id can be copied: it is whole and on one line."""
+    if width:
+        monkeypatch.setenv("COLUMNS", str(width))
+    name = "a-policy-with-a-name-that-is-as-long-as-the-path-of-a-run-mostly-is-or-longer-than-that"
+    runs = [tmp_path / f"{name}-{number}" for number in (1, 2)]
+    for run in runs:
+        assert main(["bench", "--policy", "scripted:hedge", "--n", "8", "--out", str(run)]) == 0
+    logs = [next(run.glob("1-*.jsonl")) for run in runs]
+    for log in logs:
+        log.write_text(log.read_text("utf-8").replace('"scripted:hedge"', json.dumps(f"{log.parent}")), "utf-8")
+    profiles = benchmark_profiles("en")[:20]
+    capsys.readouterr()
+    for command, ids in (
+        (["profiles", "list", "--n", "20"], [profile.id for profile in profiles]),
+        (["leaderboard", *map(str, logs)], list(map(str, runs))),
+        (["rejudge", *map(str, logs), "--user", "embedded", "--n", "3"], list(map(str, runs))),
+        (["judge", "explain", str(logs[0])], ["mood", "intention"]),
+    ):
+        assert main(command) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for id_ in ids:
+            assert any(id_ in line.split() for line in lines), (command, id_)
+        if width and command[0] == "profiles":
+            assert all(len(line) <= width for line in lines)
+
+
+def test_shell_completion_is_offered() -> None:
+    environment = {
+        **os.environ,
+        "_RLVER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "rlver bench --pre",
+        "COMP_CWORD": "2",
+    }
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "rlver"]
+    for words, offers in (
+        ("rlver bench --pre", {"--preset"}),
+        ("rlver lead", {"leaderboard"}),
+        ("rlver bench --user chal", {"challenging"}),
+        ("rlver bench --preset r", {"release"}),
+        ("rlver bench --user-type v", {"vanilla"}),
+    ):
+        count = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        shown = subprocess.run(command, env=environment | count, timeout=60, capture_output=True, text=True)
+        assert set(shown.stdout.split()) == offers, shown
+
+
 def test_help_swallows_no_word_and_breaks_no_line_early(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +346,7 @@ def test_help_swallows_no_word_and_breaks_no_line_early(
 
 
 def leaves(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands that have none below them, with the words that lead there."""
+    """All commands without subcommands, with the words that lead there."""
     below = getattr(command, "commands", None)
     if below is None:
         yield names, command

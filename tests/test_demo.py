@@ -20,14 +20,15 @@ def test_a_small_demo_writes_all_that_it_promises(
     shown = capsys.readouterr().out
     assert "hidden intention" in shown and "scripted:oracle" in shown and str(out / "summary.json") in shown
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    assert (summary["seed"], summary["preset"], summary["user"], summary["n"]) == (0, "sage", "vanilla", 8)
+    assert (summary["seed"], summary["preset"], summary["user_type"], summary["n"]) == (0, "sage", "vanilla", 8)
     for name in ("base", "trained", "terminal_reward", "base_seen_stories", "trained_seen_stories"):
         found = summary[name]
         assert found["ci95"][0] <= found["score"] <= found["ci95"][1]
         assert 0 <= found["fluent"] <= 1 and 0 <= found["fit"] <= 1 and found["by_intention"]
     assert summary["baselines"]["scripted:oracle"] > summary["baselines"]["scripted:generic"]
     assert (out / "learning_curve.png").stat().st_size > 0
-    assert {file.stem for file in (out / "transcripts").glob("*.jsonl")} >= {"base", "trained", "terminal-reward"}
+    logs = {file.stem.partition("-")[2] for file in (out / "transcripts").glob("*.jsonl")}
+    assert logs >= {"base", "trained", "terminal-reward"}
 
 
 def test_nothing_but_an_earlier_demo_is_deleted(
@@ -37,14 +38,17 @@ def test_nothing_but_an_earlier_demo_is_deleted(
     work.mkdir()
     (work / "thesis.txt").write_text("years of work", encoding="utf-8")
     assert main(["demo", "--policy", str(policy_folder), "--out", str(work)]) == 1
-    assert "not the folder of an earlier demo" in capsys.readouterr().err
+    assert "something else than an earlier demo" in capsys.readouterr().err
     assert (work / "thesis.txt").is_file()
 
     earlier = tmp_path / "earlier"
     (earlier / "turn").mkdir(parents=True)
     (earlier / "summary.json").write_text("{}", encoding="utf-8")
     policy_folder.rename(earlier / "turn" / "policy")
-    for policy, why in ((earlier / "turn" / "policy", "about to be replaced"), (tmp_path / "none", "no such folder")):
+    for policy, why in (
+        (earlier / "turn" / "policy", "which the demo replaces"),
+        (tmp_path / "none", "no such folder"),
+    ):
         assert main(["demo", "--policy", str(policy), "--out", str(earlier)]) == 1
         assert why in capsys.readouterr().err
         assert (earlier / "turn" / "policy" / "config.json").is_file()

@@ -12,7 +12,7 @@ import pytest
 from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
-from test_benchmark import transcript
+from test_evaluation import transcript
 
 from rlver.cli.main import main
 from rlver.core.dialogue import StopReason
@@ -155,6 +155,10 @@ def test_official_files_come_in_and_go_back(recorded: Path, tmp_path: Path) -> N
             assert [a.get(k) for k in ("role", "content", "emotion-point")] == [
                 b.get(k) for k in ("role", "content", "emotion-point")
             ]
+    both = tmp_path / "both"
+    assert main(["import-sage", str(source), str(recorded / "openai-o1.jsonl"), "--out", str(both)]) == 0
+    assert {file.name for file in both.iterdir()} == {"gpt-4.1.jsonl", "openai-o1.jsonl"}
+    assert (both / "gpt-4.1.jsonl").read_bytes() == ours.read_bytes()
     assert main(["import-sage", str(back), "--out", str(again), "--name", "gpt-4.1"]) == 0
     assert read_transcripts(again) == found
     before = read_profiles(profiles)
@@ -184,7 +188,8 @@ def test_drift_of_the_same_judge_is_none_and_of_another_is_told(
     def rejudged(*more: str) -> dict[str, Any]:
         capsys.readouterr()
         assert main(["rejudge", str(log), *more, "--json", "--n", "5"]) == 0
-        return json.loads(capsys.readouterr().out)
+        (drift,) = json.loads(capsys.readouterr().out)
+        return drift
 
     bench = ["bench", "--policy", "scripted:hedge", "--n", "5", "--out", str(tmp_path)]
     assert main(bench) == 0
@@ -198,6 +203,12 @@ def test_drift_of_the_same_judge_is_none_and_of_another_is_told(
         other = rejudged("--user", f"openai:fake@{server.url}")
         assert other["n"] == same["n"] and other["same_direction"] < 1
         assert server.calls["ok"] == same["n"]  # one verdict a reply, and no speech
+    (tmp_path / "more").mkdir()
+    assert main(["bench", "--policy", "scripted:oracle", "--n", "3", "--out", str(tmp_path / "more")]) == 0
+    capsys.readouterr()
+    assert main(["rejudge", str(log), str(tmp_path / "more"), "--user", "embedded", "--n", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "+0.00" in line] == ["scripted:hedge", "scripted:oracle"]
 
 
 def test_runs_are_named_and_bad_files_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,8 +44,8 @@ def usage_sentence(error: TyperException) -> str:
 
 
 def _closest(word: str, known: list[str]) -> str:
-    found = get_close_matches(word, known, n=2)
-    return f"did you mean {' or '.join(found)}?" if found else ""
+    closest = get_close_matches(word, known, n=1)
+    return f"did you mean {closest[0]}?" if closest else ""
 
 
 def _lower(text: str) -> str:

@@ -1,7 +1,7 @@
 """Recorded dialogues: every reply with the change of emotion that another judge gave it.
 
 Each file holds the dialogues of one model and is named after it. It is in the official format (github
-Tencent/digitalhuman) or in the format of our transcripts.
+Tencent/digitalhuman) or in the format of our transcripts, or is a log of `rlver bench`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def read_recorded(paths: Sequence[Path], profiles: Sequence[Profile] = ()) -> li
     dialogues = []
     for file in files:
         model = file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}"
-        parsed = [_parse(model, record, where, known, cache) for where, record in read_objects(file)]
+        records = [(where, record) for where, record in read_objects(file) if record.get("kind") not in ("run", "end")]
+        parsed = [_parse(model, record.get("transcript", record), where, known, cache) for where, record in records]
         if not parsed:
             raise RlverError(f"{file}: this file holds no dialogues.")
         dialogues += parsed
