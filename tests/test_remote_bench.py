@@ -229,7 +229,7 @@ def test_the_log_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixt
     assert read_transcripts(log_of(tmp_path))[0] == item.transcript
     shown = capsys.readouterr()
     assert "answers" in shown.out and "cost $0.0000" in shown.out
-    assert "3/3 mean" in shown.err
+    assert "3/3: mean" in shown.err
 
 
 def test_a_local_policy_with_a_remote_user_and_the_other_way_round(tmp_path: Path) -> None:
