@@ -85,13 +85,15 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
     """
     model, extra = prepare(shape, kind, setting, device)
     side = Ours(setting, model, **extra)
-    spent: dict[str, list[float]] = {"_play": [], "_update": []}
+    spent: dict[str, list[float]] = {"compute_gradients": [], "apply_gradients": []}
     for name, times in spent.items():
         setattr(side.trainer, name, timed(getattr(side.trainer, name), times, device))
+    rollouts: list[float] = []
     whole: list[float] = []
     step = timed(side.step, whole, device)
     for _ in range(1 + steps):
         step()
+        rollouts.append(side.trainer.seconds["rollout"])
     peak = peak_bytes(device)  # before `generate`, which is no part of a step
     counts, generated = side.count(), []
     profiles = [p for p in profiles_of(setting) for _ in range(setting.group)]
@@ -99,7 +101,8 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
     # Whatever the first call sets up.
     play_with_generate(model, replace(setting, turns=1, tokens=4), profiles, keep=True)
     timed(lambda: play_with_generate(model, setting, profiles, keep=True), generated, device)()
-    play, update, step_s = (median(times[1:]) for times in (spent["_play"], spent["_update"], whole))
+    updates = [sum(times) for times in zip(spent["compute_gradients"], spent["apply_gradients"], strict=True)]
+    play, update, step_s = (median(times[1:]) for times in (rollouts, updates, whole))
     return Row(
         sampled_rate=counts.sampled / play,
         generate_rate=counts.sampled / generated[0],

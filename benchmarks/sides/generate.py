@@ -27,12 +27,12 @@ def play_with_generate(model: Qwen2ForCausalLM, setting: Setting, profiles: Sequ
     """Play dialogues as users of `generate` do: it is called once a turn for all of them.
 
     With `keep`, the cache goes from turn to turn, so that `generate` encodes only what is new; without, it encodes
-    the whole context again. The user is ours, and is asked as our rollout asks it.
+    the whole context again. The user is the same as in our rollout, and is called directly.
     """
-    chat, agent = make_chat(), Patient(setting.said)
+    chat, user = make_chat(), Patient(setting.said)
     dialogues = [Dialogue(profile, patient(setting)) for profile in profiles]
     for dialogue in dialogues:
-        dialogue.begin(*agent.open(dialogue.profile, 0))
+        dialogue.begin(user.line(dialogue.profile))
     prompts = [chat.opening(dialogue.opening) for dialogue in dialogues]
     completions: list[list[int]] = [[] for _ in dialogues]
     masks: list[list[int]] = [[] for _ in dialogues]
@@ -57,7 +57,7 @@ def play_with_generate(model: Qwen2ForCausalLM, setting: Setting, profiles: Sequ
             completions[i] += new
             masks[i] += [1] * len(new)
             if dialogue.reply(chat.decode(new)):
-                dialogue.react(agent.react(dialogue, 0))
+                dialogue.react(user.reaction(dialogue))
             if turn + 1 < setting.turns:
                 chunk = [chat.stop, *chat.turn(dialogue.messages()[-1].content)]
                 completions[i] += chunk

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM
 
-from rlver.core.emotion import PRESETS
+from rlver.core.dialogue import Dialogue
+from rlver.train.batch import from_dialogue
 from rlver.train.config import TrainConfig
 from rlver.train.trainer import Trainer
 from sides.floor import Floor
@@ -19,10 +20,9 @@ class Ours:
 
     def __init__(self, setting: Setting, model: Qwen2ForCausalLM | None = None, **extra: Any) -> None:
         self.setting = setting
-        PRESETS["patient"] = patient(setting)
         length = len(Floor.plan(setting).ids)
         config = TrainConfig(
-            preset="patient",
+            preset=patient(setting),
             credit="terminal",
             batch=setting.dialogues,
             group=setting.group,
@@ -44,18 +44,18 @@ class Ours:
         self.threads = torch.get_num_threads()
         torch.set_num_threads(setting.threads)
         self.number = 0
+        self.dialogues: list[Dialogue] = []
+        """The dialogues of the last step."""
 
     def step(self) -> None:
         """One step."""
         torch.set_num_threads(self.threads)
-        self.trainer.step(self.number)
+        _, self.dialogues = self.trainer.step(self.number)
         torch.set_num_threads(self.setting.threads)
         self.number += 1
 
     def count(self) -> Counts:
         """Counts of the last step."""
-        traces = self.trainer.traces
-        sampled = sum(len(reply.ids) for trace in traces for reply in trace.replies)
-        # The last reply was never fed back, so it stands behind the context.
-        passed = sum(len(trace.context) + len(trace.replies[-1].ids) for trace in traces)
-        return Counts(sampled, sampled, passed)
+        samples = [from_dialogue(dialogue) for dialogue in self.dialogues]
+        sampled = sum(len(sample.trained) for sample in samples)
+        return Counts(sampled, sampled, sum(map(len, samples)))

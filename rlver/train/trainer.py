@@ -1,7 +1,7 @@
 """The trainer: play dialogues with simulated users, and make the replies that helped more likely.
 
-`Trainer.step` is the whole algorithm: draw users, play, log-probabilities and values, advantages, losses, updates. It
-differs from the textbook in these points:
+`Trainer.step` is the whole algorithm: draw users, play, log-probabilities and values, advantages, losses, updates. The
+formulas are in `advantages.py` and `losses.py`. It differs from the textbook in these points:
 
 - A dialogue has many replies, and `credit` says which of them a reward is paid for. A final reward alone teaches a
   small policy to stop being generic, and then it stalls.
@@ -172,7 +172,7 @@ class Trainer:
         experiences = [Experience(*row) for row in zip(*columns, strict=True)]
         metrics = rollouts.metrics | self._metrics(dialogues, rewards, experiences)
 
-        # Losses and updates: clipped gradient steps on minibatches of dialogues.
+        # Losses and updates: clipped gradient steps on minibatches of dialogues, split into micro-batches (`losses`).
         terms: dict[str, float] = {}
         updates = 0
         with self._timed("update"):

@@ -52,7 +52,7 @@ def test_dialogues_whose_ids_are_not_what_was_sampled_end_the_run(monkeypatch: p
         return answer
 
     monkeypatch.setattr(trainer.policy, "reply", careless)
-    with pytest.raises(RlverError, match=r"some/mistral: .*, turn 1 of a dialogue was sampled after other ids"):
+    with pytest.raises(RlverError, match=r"some/mistral: .*, turn 1 of a dialogue was not sampled after"):
         trainer.step(0)
 
 
