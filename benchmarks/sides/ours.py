@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM
 
-from rlver.core.emotion import PRESETS
+from rlver.core.dialogue import Dialogue
 from rlver.train.config import TrainConfig
 from rlver.train.trainer import Trainer
 from sides.floor import Floor
@@ -19,10 +19,9 @@ class Ours:
 
     def __init__(self, setting: Setting, model: Qwen2ForCausalLM | None = None, **extra: Any) -> None:
         self.setting = setting
-        PRESETS["patient"] = patient(setting)
         length = len(Floor.plan(setting).ids)
         config = TrainConfig(
-            preset="patient",
+            preset=patient(setting),
             credit="terminal",
             batch=setting.dialogues,
             group=setting.group,
@@ -40,6 +39,8 @@ class Ours:
         model = model or make_model(setting)
         user = Patient(setting.said)
         self.trainer = Trainer(config, model, make_tokenizer(), user, profiles_of(setting))
+        self.dialogues: list[Dialogue] = []
+        """The dialogues of the last step."""
         # The trainer shares out its cores in its own way; the other sides leave that to torch.
         self.threads = torch.get_num_threads()
         torch.set_num_threads(setting.threads)
@@ -48,14 +49,14 @@ class Ours:
     def step(self) -> None:
         """One step."""
         torch.set_num_threads(self.threads)
-        self.trainer.step(self.number)
+        _, self.dialogues = self.trainer.step(self.number)
         torch.set_num_threads(self.setting.threads)
         self.number += 1
 
     def count(self) -> Counts:
         """Counts of the last step."""
-        traces = self.trainer.traces
-        sampled = sum(len(reply.ids) for trace in traces for reply in trace.replies)
-        # The last reply was never fed back, so it stands behind the context.
-        passed = sum(len(trace.context) + len(trace.replies[-1].ids) for trace in traces)
+        records = [[turn.tokens for turn in dialogue.turns if turn.tokens] for dialogue in self.dialogues]
+        sampled = sum(len(record.token_ids) for replies in records for record in replies)
+        # The last prompt holds all earlier replies.
+        passed = sum(len(replies[-1].prompt_ids) + len(replies[-1].token_ids) for replies in records)
         return Counts(sampled, sampled, passed)

@@ -78,11 +78,11 @@ class Patient:
         """What the user of this profile says."""
         return make_line(self.tokens, profile.id)
 
-    def open(self, profile: Profile, seed: int) -> Opening:
+    async def open(self, dialogue: Dialogue, seed: int) -> Opening:
         """The line."""
-        return Opening(self.line(profile), None, False)
+        return Opening(self.line(dialogue.profile))
 
-    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+    async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
         """The line, and points that differ from reply to reply."""
         change = sum(map(ord, dialogue.turns[-1].reply)) % 11 - 5
         return Reaction(change=change, utterance=self.line(dialogue.profile))
