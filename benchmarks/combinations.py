@@ -25,11 +25,11 @@ PUBLISHED = {
 """RLVER (arXiv 2507.03112): Sentient Benchmark score, and the score with challenging users, of Qwen2.5-7B."""
 
 
-def measure(algo: str, think: bool, user: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
+def measure(algo: str, think: bool, user_type: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
     """Train one combination and benchmark it before and after with both users."""
-    name = f"{algo}-{'think' if think else 'plain'}-{user}-seed{seed}"
-    flags = ["--algo", algo, "--think" if think else "--no-think", "--user", user]
-    return {"algo": algo, "think": think, "user": user} | train_and_bench(name, flags, seed, steps, root)
+    name = f"{algo}-{'think' if think else 'plain'}-{user_type}-seed{seed}"
+    flags = ["--algo", algo, "--think" if think else "--no-think", "--user-type", user_type]
+    return {"algo": algo, "think": think, "user": user_type} | train_and_bench(name, flags, seed, steps, root)
 
 
 def main() -> None:
@@ -44,11 +44,11 @@ def main() -> None:
         "| algo | think | trained with | vanilla users | fit | fluent | challenging users | published |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (algo, think, user), rows in found.items():
-        published = PUBLISHED.get((algo, think, user))
+    for (algo, think, user_type), rows in found.items():
+        published = PUBLISHED.get((algo, think, user_type))
         beside = ", ".join("-" if score is None else str(score) for score in published) if published else "-"
         lines.append(
-            f"| {algo} | {'yes' if think else 'no'} | {user} | {score_cell(rows, 'vanilla')} "
+            f"| {algo} | {'yes' if think else 'no'} | {user_type} | {score_cell(rows, 'vanilla')} "
             f"| {share_cell(rows, 'fit')} | {share_cell(rows, 'fluent')} | {score_cell(rows, 'challenging')} "
             f"| {beside} |"
         )

@@ -13,8 +13,8 @@ from typing import Any
 from training import arguments, for_all, score_cell, share_cell, train_and_bench, write
 
 WAYS = {
-    "starts challenging": ["--user", "challenging"],
-    "stays vanilla": ["--user", "vanilla"],
+    "starts challenging": ["--user-type", "challenging"],
+    "stays vanilla": ["--user-type", "vanilla"],
     "adaptive curriculum": ["--set", "curriculum=adaptive"],
     "fixed schedule": ["--set", "curriculum=schedule", "--set", "schedule={SCHEDULE}"],
 }

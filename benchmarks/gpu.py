@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -85,15 +86,14 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
     """
     model, extra = prepare(shape, kind, setting, device)
     side = Ours(setting, model, **extra)
-    spent: dict[str, list[float]] = {"compute_gradients": [], "apply_gradients": []}
-    for name, times in spent.items():
-        setattr(side.trainer, name, timed(getattr(side.trainer, name), times, device))
-    rollouts: list[float] = []
+    side.trainer._timed = synchronised(side.trainer._timed, device)  # type: ignore[method-assign]
+    spent: dict[str, list[float]] = {"rollout": [], "update": []}
     whole: list[float] = []
     step = timed(side.step, whole, device)
     for _ in range(1 + steps):
         step()
-        rollouts.append(side.trainer.seconds["rollout"])
+        for phase, times in spent.items():
+            times.append(side.trainer.seconds[phase])
     peak = peak_bytes(device)  # before `generate`, which is no part of a step
     counts, generated = side.count(), []
     profiles = [p for p in profiles_of(setting) for _ in range(setting.group)]
@@ -101,10 +101,9 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
     # Whatever the first call sets up.
     play_with_generate(model, replace(setting, turns=1, tokens=4), profiles, keep=True)
     timed(lambda: play_with_generate(model, setting, profiles, keep=True), generated, device)()
-    updates = [sum(times) for times in zip(spent["compute_gradients"], spent["apply_gradients"], strict=True)]
-    play, update, step_s = (median(times[1:]) for times in (rollouts, updates, whole))
+    rollout, update, step_s = (median(times[1:]) for times in (spent["rollout"], spent["update"], whole))
     return Row(
-        sampled_rate=counts.sampled / play,
+        sampled_rate=counts.sampled / rollout,
         generate_rate=counts.sampled / generated[0],
         trained_rate=counts.passed / update,
         flops=work(model, kind, setting, counts.passed, counts.trained) / update,
@@ -139,20 +138,37 @@ def prepare(shape: str, kind: str, setting: Setting, device: str) -> tuple[Any, 
     return model, {key: value for key, value in wanted.items() if key in known}
 
 
+def wait(device: str) -> None:
+    """Wait until a GPU has done all its work."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def timed(call: Callable[..., Any], times: list[float], device: str) -> Callable[..., Any]:
     """The same call, which leaves its seconds in `times`."""
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        wait()
+        wait(device)
         start = time.perf_counter()
         result = call(*args, **kwargs)
-        wait()
+        wait(device)
         times.append(time.perf_counter() - start)
         return result
+
+    return wrapped
+
+
+def synchronised(
+    measure: Callable[[str], AbstractContextManager[None]], device: str
+) -> Callable[[str], AbstractContextManager[None]]:
+    """The trainer's measurement of a phase, which also waits for the device at the beginning and at the end."""
+
+    @contextmanager
+    def wrapped(phase: str) -> Iterator[None]:
+        wait(device)
+        with measure(phase):
+            yield
+            wait(device)
 
     return wrapped
 

@@ -38,8 +38,8 @@ def main() -> None:
     subprocess.run([sys.executable, *command, "--no-terminal", "--out", str(out / "demo")], check=True)
     lows = []
     for users, suffix in (("held-out users", ""), ("users like those of training", "-seen-stories")):
-        files = (out / "demo" / "transcripts" / f"{policy}{suffix}.jsonl" for policy in ("trained", "base"))
-        gain = compare(*map(read_transcripts, files))
+        logs = [next((out / "demo" / "transcripts").glob(f"*-{name}{suffix}.jsonl")) for name in ("trained", "base")]
+        gain = compare(*map(read_transcripts, logs))
         lows.append(gain.ci95[0])
         print(f"{users}: {gain.difference:+.1f} ({gain.ci95[0]:+.1f} to {gain.ci95[1]:+.1f})")
     print(f"{time.monotonic() - began:.0f} s in all")

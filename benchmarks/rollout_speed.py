@@ -1,11 +1,11 @@
-"""How fast dialogues are sampled in this process: the engine against a bare loop, and against rounds in lockstep.
+"""Measures how fast dialogues are sampled in this process: the engine against a bare loop, and against lockstep.
 
 The bare loop is the least that sampling can cost: the model's own forward passes over a cache of fixed size, and the
-likeliest token, for replies of equal length. Lockstep is how batches are often played: everybody samples, then every
-user reacts, and so on until the last dialogue of the batch is over. Models have random weights, and the end of a reply
-is as likely as 1 in 20 at every token, so replies are of very different length. All variants of a case run by turns in
-one process; figures are medians, and ratios of what waits for nobody are those of processor time, which busy
-neighbours hardly change.
+most likely token, for replies of equal length. Lockstep is how batches are often played: all dialogues get a reply,
+then all users react, and so on until the last dialogue of the batch ends. Models have random weights, and a reply ends
+at every token with a probability of 1 in 20, so replies have very different lengths. The variants of a case run in turn
+in one process, and the figures are medians. Ratios are those of processor time, which other processes hardly change, or
+of wall time where users take time.
 
     python benchmarks/rollout_speed.py [--hidden 128] [--layers 2] [--dialogues 64] [--repeats 5] [--json FILE]
 """
@@ -17,7 +17,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,12 +32,12 @@ from rlver.core.seeds import derive
 from rlver.inference.engines.base import Sampling
 from rlver.inference.engines.built_in import BuiltInEngine
 from rlver.policies.local import LocalPolicy
-from rlver.rollout import play, run, together
+from rlver.rollout import for_each, play, run
 from rlver.stories.generate import generate
 from rlver.tiny.model import build_model
 from rlver.tiny.tokenizer import train_tokenizer
 
-# Nobody leaves early, so that every dialogue is six replies long.
+# With this preset no user leaves early, so every dialogue has six replies.
 PATIENT = get_preset("sage").model_copy(
     update={"name": "patient", "fails_below": -1.0, "ends_at_success": False, "replies": 6}
 )
@@ -46,63 +46,59 @@ TARGET = 1.15
 
 
 class User:
-    """Tells one fact after the other; with a delay, as a user behind an endpoint does."""
+    """Tells one fact after the other, each after a delay. A user without a delay never waits."""
 
     identity = "benchmark"
 
-    def open(self, profile: Profile, seed: int) -> Opening:
-        return Opening(profile.story.facts[0].say, 0, False)
-
-    def react(self, dialogue: Dialogue, seed: int) -> Reaction:
-        facts = dialogue.profile.story.facts
-        return Reaction(change=0, utterance=facts[len(dialogue.turns) % len(facts)].say)
-
-
-class LateUser(User):
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float = 0.0) -> None:
+        """Take `delay` seconds for each utterance."""
         self.delay = delay
 
-    async def open(self, profile: Profile, seed: int) -> Opening:  # type: ignore[override]
-        await asyncio.sleep(self.delay)
-        return User.open(self, profile, seed)
+    async def open(self, dialogue: Dialogue, seed: int) -> Opening:
+        """The first fact."""
+        return Opening(await self._tell(dialogue), 0)
 
-    async def react(self, dialogue: Dialogue, seed: int) -> Reaction:  # type: ignore[override]
-        await asyncio.sleep(self.delay)
-        return User.react(self, dialogue, seed)
+    async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
+        """The next fact."""
+        return Reaction(change=0, utterance=await self._tell(dialogue))
+
+    async def _tell(self, dialogue: Dialogue) -> str:
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        facts = dialogue.profile.story.facts
+        return facts[len(dialogue.turns) % len(facts)].say
 
 
-def sampled(policy: LocalPolicy) -> int:
-    return sum(len(reply.ids) for trace in policy.traces for reply in trace.replies)
+def sampled(dialogues: Iterable[Dialogue]) -> int:
+    """Number of tokens that were sampled in dialogues."""
+    return sum(len(turn.tokens.token_ids) for dialogue in dialogues for turn in dialogue.turns if turn.tokens)
 
 
 def refilled(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> int:
-    """As `rlver.rollout` plays. Returns the number of sampled tokens."""
-    play(profiles, policy, user, PATIENT, seed=3, slots=slots)
-    return sampled(policy)
+    """Play as `rlver.rollout` does. Returns the number of sampled tokens."""
+    return sampled(play(profiles, policy, user, PATIENT, seed=3, slots=slots))
 
 
 def lockstep(policy: LocalPolicy, profiles: Sequence[Profile], user: User, slots: int) -> int:
-    """Batch after batch, round after round."""
+    """Play batch after batch and round after round. Returns the number of sampled tokens."""
 
-    async def batch(some: Sequence[Profile], first: int) -> int:
-        dialogues = [Dialogue(profile, PATIENT) for profile in some]
-        openings = await asyncio.gather(*(_later(user.open(profile, 0)) for profile in some))
+    async def batch(first: int) -> int:
+        dialogues = {
+            Dialogue(profile, PATIENT): derive(3, "policy", first + i)
+            for i, profile in enumerate(profiles[first : first + slots])
+        }
+        openings = await asyncio.gather(*(user.open(dialogue, 0) for dialogue in dialogues))
         for dialogue, opening in zip(dialogues, openings, strict=True):
-            dialogue.begin(*opening)
-        policy.start(dialogues, [derive(3, "policy", first + i) for i in range(len(some))])
-        while active := [i for i, dialogue in enumerate(dialogues) if dialogue.stop is None]:
-            raws = await policy.reply(active)
-            said = [i for i, raw in zip(active, raws, strict=True) if dialogues[i].reply(str(raw))]
-            reactions = await asyncio.gather(*(_later(user.react(dialogues[i], 0)) for i in said))
-            for i, reaction in zip(said, reactions, strict=True):
-                dialogues[i].react(reaction)
-        return sampled(policy)
+            dialogue.begin(opening)
+        while active := [dialogue for dialogue in dialogues if dialogue.stop is None]:
+            replies = await asyncio.gather(*(policy.reply(dialogue, dialogues[dialogue]) for dialogue in active))
+            judged = [dialogue for dialogue, reply in zip(active, replies, strict=True) if dialogue.reply(reply)]
+            reactions = await asyncio.gather(*(user.react(dialogue, 0) for dialogue in judged))
+            for dialogue, reaction in zip(judged, reactions, strict=True):
+                dialogue.react(reaction)
+        return sampled(dialogues)
 
-    return sum(asyncio.run(batch(profiles[i : i + slots], i)) for i in range(0, len(profiles), slots))
-
-
-async def _later(answer: Any) -> Any:
-    return await answer if asyncio.iscoroutine(answer) else answer
+    return sum(run(batch(first)) for first in range(0, len(profiles), slots))
 
 
 def engine_alone(model: Any, prompts: list[list[int]]) -> int:
@@ -112,7 +108,7 @@ def engine_alone(model: Any, prompts: list[list[int]]) -> int:
     async def one(number: int) -> None:
         await engine.reply(engine.open(), prompts[number], number, Sampling(1.0, REPLY, frozenset()))
 
-    run(together([one(number) for number in range(len(prompts))], waiting=False), waiting=False)
+    run(for_each(range(len(prompts)), one))
     return len(prompts) * REPLY
 
 
@@ -129,16 +125,16 @@ def bare_loop(model: Any, prompts: list[list[int]]) -> int:
 
 
 def compare(name: str, variants: dict[str, Callable[[], int]], repeats: int, wall: bool = False) -> dict[str, Any]:
-    """Run variants by turns. The ratio is that of the first to the second: of seconds, or of the processor's."""
-    found: dict[str, list[tuple[float, float, int]]] = {variant: [] for variant in variants}
+    """Run variants in turn. The ratio is that of the first to the second, by processor time or by wall time."""
+    measured: dict[str, list[tuple[float, float, int]]] = {variant: [] for variant in variants}
     for variant, once in [*variants.items()] * repeats:
         start, cpu = time.perf_counter(), time.process_time()
         tokens = once()
-        found[variant].append((time.perf_counter() - start, time.process_time() - cpu, tokens))
-    medians = {variant: [median(column) for column in zip(*runs, strict=True)] for variant, runs in found.items()}
+        measured[variant].append((time.perf_counter() - start, time.process_time() - cpu, tokens))
+    medians = {variant: [median(column) for column in zip(*runs, strict=True)] for variant, runs in measured.items()}
     one, other = (figures[0 if wall else 1] for figures in medians.values())
-    told = (f"{v} {s:.2f} s ({cpu:.2f} s of processor, {n:,.0f} tokens)" for v, (s, cpu, n) in medians.items())
-    print(f"{name}\n    {', '.join(told)}; ratio {one / other:.2f}", flush=True)
+    figures = (f"{v} {s:.2f} s ({cpu:.2f} s CPU, {n:,.0f} tokens)" for v, (s, cpu, n) in medians.items())
+    print(f"{name}\n    {', '.join(figures)}; ratio {one / other:.2f}", flush=True)
     keys = ("seconds", "processor_seconds", "tokens")
     return {"case": name, "ratio": one / other} | {v: dict(zip(keys, f, strict=True)) for v, f in medians.items()}
 
@@ -166,9 +162,7 @@ def main() -> None:
         def variant(how: Callable[..., int]) -> Callable[[], int]:
             return lambda: how(LocalPolicy(model, tokenizer, "en", max_tokens=max_tokens), profiles, user, slots)
 
-        return compare(
-            name, {"lockstep": variant(lockstep), "refilled": variant(refilled)}, repeats, isinstance(user, LateUser)
-        )
+        return compare(name, {"lockstep": variant(lockstep), "refilled": variant(refilled)}, repeats, user.delay > 0)
 
     alone = {"engine": lambda: engine_alone(model, prompts), "bare loop": lambda: bare_loop(model, prompts)}
     results = [
@@ -181,7 +175,7 @@ def main() -> None:
     results += [
         versus("all at once, replies of any length", User(), count, 100),
         versus(f"{count // 4} slots, replies of any length", User(), count // 4, 100),
-        *(versus(f"all at once, users take {t:g} s", LateUser(t), count, 100) for t in (0.05, 0.2)),
+        *(versus(f"all at once, users take {t:g} s", User(t), count, 100) for t in (0.05, 0.2)),
     ]
     if options.json:
         settings = {"hidden": options.hidden, "layers": options.layers, "dialogues": count, "repeats": repeats}

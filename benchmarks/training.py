@@ -72,9 +72,8 @@ def train_and_bench(name: str, flags: Sequence[str], seed: int, steps: int, root
         file = folder / f"bench-{tested}" / "results.json"
         if not file.is_file():
             policies = ["--policy", str(folder / "base"), "--policy", str(folder / "policy")]
-            rlver(
-                "bench", *policies, "--user", tested, "--seed", str(seed), "--out", str(file.parent), "--json", log=log
-            )
+            options = ["--user-type", tested, "--seed", str(seed), "--out", str(file.parent), "--json"]
+            rlver("bench", *policies, *options, log=log)
         found = json.loads(file.read_text(encoding="utf-8"))
         for stage, result in zip(("base", "trained"), found["policies"], strict=True):
             summary = {key: result["summary"][key] for key in ("score", "ci95", "success", "failure")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,22 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from engine_toys import records, sampled_ids
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from rlver.core.emotion import PRESETS
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.syspath_prepend(FOLDER)
-    yield
-    PRESETS.pop("patient", None)
 
 
 @pytest.fixture
@@ -57,7 +53,7 @@ def test_ours_and_the_floor_encode_and_train_the_same_number_of_tokens(sides: Mo
     # Update: every token once. Rollout: the last one sampled is never fed back. Ours encodes once what dialogues begin
     # with, the system prompt and the opening of a group: less than the floor does, and by no more than that.
     rollout = counts[0].passed - 8
-    opening = max(trace.replies[0].start for trace in ours.trainer.traces)
+    opening = max(len(records(dialogue)[0].prompt_ids) for dialogue in ours.dialogues)
     assert encoded[1] == [rollout, counts[0].passed]
     for done, all_of_it in zip(encoded[0], encoded[1], strict=True):
         assert all_of_it - 7 * opening <= done < all_of_it
@@ -72,11 +68,10 @@ def test_lines_are_as_long_and_each_profile_has_its_own(sides: ModuleType, setti
 
 
 def test_no_reply_closes_early_and_rewards_differ(sides: ModuleType, setting: Any) -> None:
-    ours = sides.Ours(setting)
-    metrics, dialogues = ours.trainer.step(0)
+    metrics, dialogues = sides.Ours(setting).trainer.step(0)
     assert all(len(dialogue.turns) == 3 for dialogue in dialogues) and metrics["zero_variance_groups"] == 0
     marks = set(sides.make_tokenizer().all_special_ids)
-    assert not marks & {token for trace in ours.trainer.traces for reply in trace.replies for token in reply.ids}
+    assert not marks & {token for replies in sampled_ids(dialogues) for ids in replies for token in ids}
 
 
 def test_the_floor_decodes_what_a_plain_forward_pass_says(sides: ModuleType, setting: Any) -> None:

@@ -441,12 +441,12 @@ def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, work
     async def work(number: int) -> None:
         rng = random.Random(number)
         for round_ in range(4):
-            talk, held = engine.open(), list[int]()
+            conversation, held = engine.open(), list[int]()
             chunk = rng.choice(heads)[: rng.randint(20, 61)]
             for turn in range(rng.randint(1, 4)):
                 chunk = [*chunk, *rng.choices(range(len(tokenizer)), k=rng.randint(1, 30))]
                 sampling = Sampling(0.8, rng.randint(1, 25), frozenset([tokenizer.eos_token_id, 7]))
-                ids, logprobs = await engine.reply(talk, chunk, 1000 * number + 10 * round_ + turn, sampling)
+                ids, logprobs = await engine.reply(conversation, chunk, 1000 * number + 10 * round_ + turn, sampling)
                 held += chunk
                 check(held, ids, logprobs)
                 assert not sampling.stop & set(ids[:-1])
@@ -454,10 +454,10 @@ def test_conversations_come_and_go_in_any_order(model: Any, tokenizer: Any, work
                 held, chunk = held + ids[:-1], ids[-1:]
                 if rng.random() < 0.4:
                     del held[rng.randint(1, len(held) - 1) :]
-                    engine.rewind(talk, len(held))
+                    engine.rewind(conversation, len(held))
                 for _ in range(rng.choice([0, 0, 3, 30])):
                     await asyncio.sleep(0)
-            engine.end(talk)
+            engine.end(conversation)
 
     def check(context: Sequence[int], ids: Sequence[int], logprobs: Sequence[float]) -> None:
         whole = torch.tensor([[*context, *ids]])

@@ -36,10 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Transcripts of four scripted policies with our user, ten profiles each, one file a policy."""
     root = tmp_path_factory.mktemp("recorded")
     profiles = generate("en", "train", 10, 4)
-    agent = EmbeddedUser("en")
+    user = EmbeddedUser("en")
     for name in MODELS:
-        dialogues = play(profiles, ScriptedPolicy(name, "en"), agent, PRESET, seed=1)
-        kept = [record(d, policy=name, user=agent.identity, prompt="", seed=1) for d in dialogues]
+        dialogues = play(profiles, ScriptedPolicy(name, "en"), user, PRESET, seed=1)
+        kept = [record(d, policy=name, user=user.identity, prompt="", seed=1) for d in dialogues]
         write_transcripts(root / f"{name}.jsonl", kept)
     return root
 
@@ -240,8 +240,8 @@ def test_long_kindness_for_everyone_does_not_pay(language: Any) -> None:
     """The nearest to its limit of all cheats, so it is played on the whole benchmark."""
     name = "long and kind to everyone"
     policy = redteam.TacticPolicy(name, redteam.cheats(language, "vanilla")[name])
-    agent = EmbeddedUser(language, "vanilla", "heldout")
-    dialogues = play(benchmark_profiles(language), policy, agent, PRESETS["sage"], seed=0)
+    user = EmbeddedUser(language, "vanilla", "heldout")
+    dialogues = play(benchmark_profiles(language), policy, user, PRESETS["sage"], seed=0)
     assert 100 * np.mean([dialogue.reward for dialogue in dialogues]) <= redteam.LIMIT
 
 

@@ -1,4 +1,4 @@
-"""The LLM-backed sentient agent against a model over real sockets: two steps, votes, fences, failures."""
+"""A language model as the simulated user, over real sockets: two steps, votes, fences, failures."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def begun(language: Language, *replies: str) -> Dialogue:
     return dialogue
 
 
-def react(agent: LlmUser, dialogue: Dialogue, seed: int = 1) -> Reaction:
+def react(llm_user: LlmUser, dialogue: Dialogue, seed: int = 1) -> Reaction:
     async def once() -> Reaction:
         try:
-            return await agent.react(dialogue, seed)
+            return await llm_user.react(dialogue, seed)
         finally:
-            for model in agent.models:
+            for model in llm_user.models:
                 await model.close()
 
     return asyncio.run(once())
@@ -83,9 +83,9 @@ def test_thirty_attacks_move_no_score(language: Language) -> None:
         for replies in ((attack,), (attack, "OK.", attack), ("OK.", f"I see. {attack} Tell me more."))
     ]
 
-    async def changes(agent: LlmUser) -> list[float]:
-        found = await asyncio.gather(*(agent.judge(begun(language, *replies), 1) for replies in talks))
-        await agent.close()
+    async def changes(llm_user: LlmUser) -> list[float]:
+        found = await asyncio.gather(*(llm_user.judge(begun(language, *replies), 1) for replies in talks))
+        await llm_user.close()
         return [verdict.change for verdict, _ in found]
 
     with FakeServer(Gullible()) as server:
@@ -124,15 +124,15 @@ def test_slots_are_filled_once() -> None:
 @pytest.mark.parametrize("user", ["vanilla", "challenging"])
 def test_a_whole_dialogue_is_repeatable_and_in_its_language(language: Language, user: Any) -> None:
     with FakeServer() as server:
-        agent = LlmUser(llm(server), language, user)
+        llm_user = LlmUser(llm(server), language, user)
         profiles = benchmark_profiles(language)[:4]
         policy = ScriptedPolicy("hedge", language)
-        dialogues = play(profiles, policy, agent, get_preset("sage"), seed=3)
-        again = play(profiles, policy, agent, get_preset("sage"), seed=3)
+        dialogues = play(profiles, policy, llm_user, get_preset("sage"), seed=3)
+        again = play(profiles, policy, llm_user, get_preset("sage"), seed=3)
     assert [d.turns for d in dialogues] == [d.turns for d in again]
     assert all(d.stop is not None and d.stop.scored for d in dialogues)
     assert all(len(turn.reaction.thought.splitlines()) == 4 for d in dialogues for turn in d.turns if turn.reaction)
-    assert agent.identity.startswith(f"openai:fake@{server.url}/{user}/{language}@")
+    assert llm_user.identity.startswith(f"openai:fake@{server.url}/{user}/{language}@")
 
 
 def test_prompts_carry_profile_mood_and_no_number_of_the_reply() -> None:
@@ -239,18 +239,18 @@ def test_wrong_language_and_repetition_are_asked_for_again() -> None:
     with FakeServer(faults=["wrong_language"], share=1.0) as server, pytest.raises(CallFailed):
         react(LlmUser(llm(server), "en"), begun("en", "Hi."))
     with FakeServer(lambda request: json.dumps({"utterance": "Hello."})) as server:
-        agent = LlmUser(llm(server), "en")
+        llm_user = LlmUser(llm(server), "en")
         with pytest.raises(Unreadable, match="said before"):
-            asyncio.run(agent._speak("x", 1, ["Hello."]))
+            asyncio.run(llm_user._speak("x", 1, ["Hello."]))
 
 
 def test_a_dialogue_has_a_deadline() -> None:
-    async def late(agent: LlmUser) -> list[Dialogue]:
+    async def late(llm_user: LlmUser) -> list[Dialogue]:
         policy = ScriptedPolicy("hedge", "en")
         try:
-            return await play_async(benchmark_profiles("en")[:2], policy, agent, get_preset("sage"), deadline=0.3)
+            return await play_async(benchmark_profiles("en")[:2], policy, llm_user, get_preset("sage"), deadline=0.3)
         finally:
-            await agent.close()
+            await llm_user.close()
 
     with FakeServer(latency=0.2) as server:
         dialogues = asyncio.run(late(LlmUser(llm(server), "en")))

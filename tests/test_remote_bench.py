@@ -287,7 +287,7 @@ def test_a_person_can_be_the_user(
     assert main(bench) == 0
     (item,) = dialogues(tmp_path).values()
     assert item.transcript.stop == "farewell" and item.transcript.score == 41.5 and item.transcript.user == "human"
-    assert "You want, and do not say so" in capsys.readouterr().err
+    assert "You want, without saying so" in capsys.readouterr().err
 
 
 def test_nothing_scored_is_an_error_and_the_log_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,8 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def test_fifty_dialogues_by_a_client_that_remembers_nothing_but_the_talk(url: str) -> None:
-    async def talk(number: int) -> dict[str, Any]:
+def test_fifty_dialogues_by_a_client_that_keeps_only_the_messages(url: str) -> None:
+    async def converse(number: int) -> dict[str, Any]:
         messages: list[Any] = [user(f"Hello, I am client {number}.")]
         for reply in [REPLIES[(number + turn) % len(REPLIES)] + " " * turn for turn in range(12)]:
             answer = await remote.chat.completions.create(model="sentient", messages=messages)
@@ -95,14 +95,14 @@ def test_fifty_dialogues_by_a_client_that_remembers_nothing_but_the_talk(url: st
         raise AssertionError("no end")
 
     async def everybody() -> list[dict[str, Any]]:
-        return await asyncio.gather(*(talk(number) for number in range(50)))
+        return await asyncio.gather(*(converse(number) for number in range(50)))
 
     remote = openai.AsyncOpenAI(base_url=url, api_key="none")
     sides = asyncio.run(everybody())
     assert len({side["session"] for side in sides}) == 50 and len({side["profile"] for side in sides}) == 50
     profiles = {profile.id: profile for profile in benchmark_profiles("en")}
     for number, side in enumerate(sides):
-        # The same talk, held without a server, ends in the same way.
+        # The same dialogue without a server ends in the same way.
         simulated_user = EmbeddedUser("en", "vanilla", "heldout")
         dialogue = Dialogue(profiles[side["profile"]], get_preset("sage"))
         seed = derive(side["seed"], "user")
@@ -166,27 +166,27 @@ def test_curl_and_streams_work_too(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("{", "Expecting"),
         ("[]", "valid dictionary"),
         ('{"model": "sentient"}', "messages"),
         ('{"model": "sentient", "messages": []}', "messages"),
-        ('{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', "there are sentient"),
+        ('{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', "the models are sentient"),
         ('{"model": "sentient", "messages": [{"role": "assistant", "content": "x"}]}', "role user"),
         ('{"model": "sentient", "messages": [{"role": "user", "content": "x"}], "profile": "nobody"}', "no profile"),
         ('{"model": "sentient", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, '
          '{"role": "user", "content": "z"}]}', "not held here"),
     ],
 )  # fmt: skip
-def test_bad_requests_are_told_in_a_sentence(url: str, body: str, told: str) -> None:
+def test_a_bad_request_gets_one_sentence(url: str, body: str, message: str) -> None:
     import urllib.error
     import urllib.request
 
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(urllib.request.Request(f"{url}/chat/completions", body.encode()))
     assert caught.value.code in (400, 404)
-    assert told in json.loads(caught.value.read())["error"]["message"]
+    assert message in json.loads(caught.value.read())["error"]["message"]
 
 
 def test_a_token_is_asked_for_and_other_addresses_need_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,12 +195,12 @@ def test_a_token_is_asked_for_and_other_addresses_need_one(capsys: pytest.Captur
             chat(address, [user("Hi")])
         answer = client(address, "open-sesame-123").chat.completions.create(model="sentient", messages=[user("Hi")])
         assert answer.choices[0].message.content
-    for arguments, told in (
+    for arguments, message in (
         (["--host", "0.0.0.0"], "RLVER_SERVE_TOKEN"), (["--user", "human"], "cannot be served"),
         (["--user", "none"], "nothing is left"), (["--policy", "scripted:hedge"], "only the folder of a model"),
     ):  # fmt: skip
         assert main(["serve", *arguments]) == 1
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_a_language_model_can_be_the_served_user() -> None:

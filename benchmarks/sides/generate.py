@@ -10,6 +10,7 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 
 from rlver.core.dialogue import Dialogue
 from rlver.core.profile import Profile
+from rlver.rollout import run
 from sides.work import Patient, Setting, make_chat, patient
 
 
@@ -24,15 +25,19 @@ class Played(NamedTuple):
 
 
 def play_with_generate(model: Qwen2ForCausalLM, setting: Setting, profiles: Sequence[Profile], keep: bool) -> Played:
-    """Play dialogues as users of `generate` do: it is called once a turn for all of them.
+    """Play dialogues as users of `generate` do: it is called once per turn for all of them.
 
-    With `keep`, the cache goes from turn to turn, so that `generate` encodes only what is new; without, it encodes
-    the whole context again. The user is the same as in our rollout, and is called directly.
+    With `keep`, the cache goes from turn to turn, so that `generate` encodes only what is new. Without, it encodes the
+    whole context again. The simulated user is the one of our rollout.
     """
+    return run(_play(model, setting, profiles, keep))
+
+
+async def _play(model: Qwen2ForCausalLM, setting: Setting, profiles: Sequence[Profile], keep: bool) -> Played:
     chat, user = make_chat(), Patient(setting.said)
     dialogues = [Dialogue(profile, patient(setting)) for profile in profiles]
     for dialogue in dialogues:
-        dialogue.begin(user.line(dialogue.profile))
+        dialogue.begin(await user.open(dialogue, 0))
     prompts = [chat.opening(dialogue.opening) for dialogue in dialogues]
     completions: list[list[int]] = [[] for _ in dialogues]
     masks: list[list[int]] = [[] for _ in dialogues]
@@ -57,7 +62,7 @@ def play_with_generate(model: Qwen2ForCausalLM, setting: Setting, profiles: Sequ
             completions[i] += new
             masks[i] += [1] * len(new)
             if dialogue.reply(chat.decode(new)):
-                dialogue.react(user.reaction(dialogue))
+                dialogue.react(await user.react(dialogue, 0))
             if turn + 1 < setting.turns:
                 chunk = [chat.stop, *chat.turn(dialogue.messages()[-1].content)]
                 completions[i] += chunk

@@ -8,7 +8,6 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from rlver.core.dialogue import Dialogue
-from rlver.train.batch import from_dialogue
 from rlver.train.config import TrainConfig
 from rlver.train.trainer import Trainer
 from sides.floor import Floor
@@ -40,12 +39,12 @@ class Ours:
         model = model or make_model(setting)
         user = Patient(setting.said)
         self.trainer = Trainer(config, model, make_tokenizer(), user, profiles_of(setting))
+        self.dialogues: list[Dialogue] = []
+        """The dialogues of the last step."""
         # The trainer shares out its cores in its own way; the other sides leave that to torch.
         self.threads = torch.get_num_threads()
         torch.set_num_threads(setting.threads)
         self.number = 0
-        self.dialogues: list[Dialogue] = []
-        """The dialogues of the last step."""
 
     def step(self) -> None:
         """One step."""
@@ -56,6 +55,8 @@ class Ours:
 
     def count(self) -> Counts:
         """Counts of the last step."""
-        samples = [from_dialogue(dialogue) for dialogue in self.dialogues]
-        sampled = sum(len(sample.trained) for sample in samples)
-        return Counts(sampled, sampled, sum(map(len, samples)))
+        records = [[turn.tokens for turn in dialogue.turns if turn.tokens] for dialogue in self.dialogues]
+        sampled = sum(len(record.token_ids) for replies in records for record in replies)
+        # The last prompt holds all earlier replies.
+        passed = sum(len(replies[-1].prompt_ids) + len(replies[-1].token_ids) for replies in records)
+        return Counts(sampled, sampled, passed)

@@ -78,18 +78,14 @@ class Patient:
         """What the user of this profile says."""
         return make_line(self.tokens, profile.id)
 
-    def reaction(self, dialogue: Dialogue) -> Reaction:
-        """The line, and points that differ from reply to reply."""
-        change = sum(map(ord, dialogue.turns[-1].reply)) % 11 - 5
-        return Reaction(change=change, utterance=self.line(dialogue.profile))
-
     async def open(self, dialogue: Dialogue, seed: int) -> Opening:
         """The line."""
         return Opening(self.line(dialogue.profile))
 
     async def react(self, dialogue: Dialogue, seed: int) -> Reaction:
-        """See `reaction`."""
-        return self.reaction(dialogue)
+        """The line, and points that differ from reply to reply."""
+        change = sum(map(ord, dialogue.turns[-1].reply)) % 11 - 5
+        return Reaction(change=change, utterance=self.line(dialogue.profile))
 
 
 def patient(setting: Setting) -> Preset:
