@@ -172,7 +172,7 @@ def test_curl_and_streams_work_too(url: str) -> None:
         ("[]", "valid dictionary"),
         ('{"model": "sentient"}', "messages"),
         ('{"model": "sentient", "messages": []}', "messages"),
-        ('{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', "there are sentient"),
+        ('{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', "the models are sentient"),
         ('{"model": "sentient", "messages": [{"role": "assistant", "content": "x"}]}', "role user"),
         ('{"model": "sentient", "messages": [{"role": "user", "content": "x"}], "profile": "nobody"}', "no profile"),
         ('{"model": "sentient", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, '
