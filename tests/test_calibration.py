@@ -216,7 +216,7 @@ def test_weights_are_checked(tmp_path: Path) -> None:
         Shape(edges=(1.0,), points=(0.0,))
     path = tmp_path / "w.json"
     path.write_text('{"base": {}}')
-    with pytest.raises(RlverError, match="these are no weights"):
+    with pytest.raises(RlverError, match="these are not the weights"):
         read_weights(path)
     with pytest.raises(RlverError, match="judge fit"):
         read_weights(tmp_path / "none.json")

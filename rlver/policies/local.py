@@ -150,7 +150,7 @@ class LocalPolicy:
         """Ids of a dialogue up to the next reply without the lead: those that the engine holds, and the new ones."""
         last = dialogue.turns[-1].tokens if dialogue.turns else None
         if last is None or last is not conversation.held:
-            # A new dialogue, or one in which another reply stands than the engine sampled last.
+            # A new dialogue, or one whose last reply is not the one that the engine sampled last.
             self.engine.rewind(number, 0)
             return [], self._all_ids(dialogue, conversation)
         messages = dialogue.messages()
