@@ -220,13 +220,20 @@ def test_what_a_page_says_can_be_typed(name: str, request: pytest.FixtureRequest
 
 
 def _bring_official_files(official: Path, folder: Path) -> None:
+    """The profiles as they are; of transcripts the first twenty dialogues, and of labels the first four hundred."""
     for file in ("train.jsonl", "sentient_open.jsonl"):
         shutil.copy(official / file, folder)
-    transcripts = official.parent / "transcripts"
-    shutil.copytree(transcripts, folder / "transcripts")
+    (folder / "transcripts" / "deepseek-v3").mkdir(parents=True)
+    for transcripts in (official.parent / "transcripts" / "deepseek-v3").glob("*.jsonl"):
+        _copy_lines(transcripts, folder / "transcripts" / "deepseek-v3" / transcripts.name, 20)
     for model in ("gpt-4.1", "qwen2.5-72b"):
-        shutil.copy(transcripts / "deepseek-v3" / f"{model}.jsonl", folder)
-    shutil.copy(official.parents[1] / "esconv" / "dev_strategies.jsonl", folder / "strategies.jsonl")
+        shutil.copy(folder / "transcripts" / "deepseek-v3" / f"{model}.jsonl", folder)
+    _copy_lines(official.parents[1] / "esconv" / "dev_strategies.jsonl", folder / "strategies.jsonl", 400)
+
+
+def _copy_lines(source: Path, target: Path, count: int) -> None:
+    lines = source.read_text("utf-8").splitlines(keepends=True)
+    target.write_text("".join(lines[:count]), "utf-8")
 
 
 def test_no_rule_is_without_use() -> None:
