@@ -8,6 +8,7 @@ that render longer dialogues with other pieces are rejected.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from rlver.core.think import CLOSE, OPEN
 _MARKS = "\u2460\u2461\u2462\u2463\u2464"
 _TODAY = datetime.datetime(2024, 7, 26)
 """The date that templates get as today's (Llama 3's own default), because a prompt must not change overnight."""
+_ASKS_FOR_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,13 @@ class Template:
         try:
             text = self.tokenizer.apply_chat_template(
                 chat,
+                chat_template=_with_fixed_date(self.tokenizer.get_chat_template()),
                 tokenize=False,
                 add_generation_prompt=True,
                 enable_thinking=self.think,  # the name in Qwen3 and SmolLM3
                 thinking=self.think,  # the name in DeepSeek and Granite
                 date_string=f"{_TODAY:%d %b %Y}",
-                strftime_now=_TODAY.strftime,
+                strftime_now=_TODAY.strftime,  # for calls that `_with_fixed_date` cannot replace
             )
         except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
             raise self._rejected(f"cannot be used ({error})") from None
@@ -125,6 +128,15 @@ class Template:
 
     def _rejected(self, why: str) -> RlverError:
         return RlverError(f"{tokenizer_name(self.tokenizer)}: its chat template {why}.")
+
+
+def _with_fixed_date(template: str) -> str:
+    """The template with every call of `strftime_now` replaced by the text that it returns on `_TODAY`.
+
+    From version 5.24 on, `transformers` passes no functions to a template. A template with a call that cannot be
+    replaced fails there instead of showing the date of the day.
+    """
+    return _ASKS_FOR_TODAY.sub(lambda call: repr(_TODAY.strftime(call["format"])), template)
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, system: str, think: bool) -> Template:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rlver.core.errors import RlverError
@@ -45,9 +45,12 @@ def load_model(
     if dtype is not None:
         options["dtype"] = dtype
     try:
-        # Of the attention kernels, only PyTorch's own takes masks that say for every pair whether it is visible.
+        # Of the attention kernels, only PyTorch's own takes masks that say for every pair whether it is visible. But it
+        # does not cap scores.
+        shape = AutoConfig.from_pretrained(base, local_files_only=True)
+        attention = "eager" if getattr(shape, "attn_logit_softcapping", None) else "sdpa"
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            base, local_files_only=True, attn_implementation="sdpa", output_loading_info=True, **options
+            base, local_files_only=True, attn_implementation=attention, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if base != folder:
@@ -56,8 +59,6 @@ def load_model(
         raise RlverError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}).") from error
     if not getattr(model, "is_quantized", False):
         _check_whole(model, loaded, base)
-    if getattr(model.config, "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # PyTorch's own attention does not cap scores
     if quantization is None:
         model.to(target)
     return model.eval(), tokenizer
@@ -82,8 +83,31 @@ def _check_whole(model: PreTrainedModel, loaded: dict[str, Any], folder: Path) -
             )
 
 
+def add_lora_layers(model: PreTrainedModel, config: Any, name: str) -> None:
+    """Add an adapter to a model and activate it.
+
+    This is what `PreTrainedModel.add_adapter` does, without its check of the version of `peft`: some versions of
+    `transformers` ask for a version of `peft` that is newer than any released one.
+
+    Args:
+        config: a `peft` config. The name of the model is written into it.
+
+    Raises:
+        ValueError: the model has no modules with the names that the config targets.
+    """
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config.base_model_name_or_path = model.name_or_path
+    inject_adapter_in_model(config, model, name)
+    model._hf_peft_config_loaded = True
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(name)
+
+
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether `add_adapter` has added an adapter to the model."""
+    """Whether `add_lora_layers` has added an adapter to the model."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
@@ -150,7 +174,7 @@ def _attach(model: PreTrainedModel, folder: Path) -> None:
     from peft import LoraConfig
     from safetensors.torch import load_file
 
-    model.add_adapter(LoraConfig.from_pretrained(folder), ADAPTER)
+    add_lora_layers(model, LoraConfig.from_pretrained(folder), ADAPTER)
     load_adapter(model, load_file(folder / ADAPTER_WEIGHTS))
     model.requires_grad_(False)
 

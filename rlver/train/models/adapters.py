@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlver.core.errors import RlverError
-from rlver.inference.model_folder import ADAPTER, need_peft
+from rlver.inference.model_folder import ADAPTER, add_lora_layers, need_peft
 from rlver.train.config import ModelSettings
 
 CRITIC, START = "critic", "start"
@@ -47,7 +47,7 @@ def add_adapter(model: PreTrainedModel, config: Any, base: str) -> None:
         RlverError: the model has no modules with the names that the config targets.
     """
     try:
-        model.add_adapter(config, ADAPTER)
+        add_lora_layers(model, config, ADAPTER)
     except ValueError as error:
         raise RlverError(f"lora_targets: {str(error).splitlines()[0][:200]}") from None
     prepare(model, base)
@@ -69,7 +69,7 @@ def copy_adapter(model: PreTrainedModel, name: str, *, trained: bool) -> None:
     trainable = _trainable_parameters(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `peft` warns about several adapters, which are intended here
-        model.add_adapter(copy.deepcopy(model.peft_config[ADAPTER]), name)
+        add_lora_layers(model, copy.deepcopy(model.peft_config[ADAPTER]), name)
     source, added = adapter_parameters(model, ADAPTER), adapter_parameters(model, name)
     for key, parameter in added.items():
         parameter.data = source[key].data.clone()
