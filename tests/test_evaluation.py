@@ -19,7 +19,7 @@ from rlver.evaluation.act_matrix import act_matrix, fit_share
 from rlver.evaluation.benchmark import Pace, run_benchmark
 from rlver.evaluation.fluency import FluencyCheck, replies_of
 from rlver.evaluation.plots import learning_curve
-from rlver.evaluation.repetition import repeated_share
+from rlver.evaluation.repeated_replies import repeated_share
 from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
 from rlver.evaluation.results import assess
 from rlver.evaluation.statistics import bootstrap_interval, summarise

@@ -21,7 +21,7 @@ from rlver.inference.model_folder import load_model
 from rlver.inference.sampler import Sampler
 from rlver.policies.local import LocalPolicy, end_tokens
 from rlver.rollout import for_each, run
-from rlver.serve.generate import Generator
+from rlver.serve.completions import Generator
 from rlver.stories.generate import generate
 from rlver.train.batch import collate, from_dialogue
 from rlver.train.forward import hidden_states

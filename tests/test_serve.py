@@ -239,7 +239,7 @@ def test_a_policy_folder_is_a_chat_model(policy_folder: Path) -> None:
 def test_served_replies_are_those_of_the_sampler(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     from rlver.policies.local import LocalPolicy
     from rlver.policies.prompts import system_prompt
-    from rlver.serve.generate import Generator
+    from rlver.serve.completions import Generator
 
     policy = LocalPolicy(model, tokenizer, "en", max_tokens=16, temperature=0)
     dialogue = Dialogue(benchmark_profiles("en")[0], get_preset("sage"))

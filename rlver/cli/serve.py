@@ -105,7 +105,7 @@ def serve(
     generators = {}
     for spec in policy or ():
         from rlver.policies.local import LocalPolicy
-        from rlver.serve.generate import Generator
+        from rlver.serve.completions import Generator
 
         loaded = load_policy(spec, language, device=device)
         if not isinstance(loaded, LocalPolicy):

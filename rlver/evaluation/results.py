@@ -16,7 +16,7 @@ from rlver.core.profile import Frozen, Intention, Language
 from rlver.core.transcript import Transcript
 from rlver.evaluation.act_matrix import act_matrix, fit_share, reports_acts
 from rlver.evaluation.fluency import FluencyCheck, replies_of
-from rlver.evaluation.repetition import repeated_share
+from rlver.evaluation.repeated_replies import repeated_share
 from rlver.evaluation.statistics import Summary, summarise
 from rlver.llm.usage import Prices, Tokens
 

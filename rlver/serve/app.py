@@ -21,7 +21,7 @@ from rlver.serve.sessions import Conflict, NotFound, Session, Sessions
 from rlver.serve.streaming import Delta
 
 if TYPE_CHECKING:
-    from rlver.serve.generate import Generator  # imports torch, which simulated users do without
+    from rlver.serve.completions import Generator  # imports torch, which simulated users do without
 
 SENTIENT = "sentient"
 """Model name of the simulated user."""
