@@ -273,7 +273,7 @@ def test_a_lost_base_and_a_missing_package_are_told(
     named = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(named | {"base_model_name_or_path": "gone/away"}), encoding="utf-8")
     sentence = fails("--policy", str(lost), "--set", "lora=4")
-    assert "gone/away, which is not there" in sentence and "adapter_config.json" in sentence
+    assert "gone/away, which does not exist" in sentence and "adapter_config.json" in sentence
     wide = save(words, fresh(words, hidden=48), tmp_path / "wide")
     file.write_text(json.dumps(named | {"base_model_name_or_path": str(wide)}), encoding="utf-8")
     assert str(lost) in fails("--policy", str(lost), "--set", "lora=4")

@@ -220,7 +220,7 @@ def test_the_command_tracks(
     command = ["train", "--policy", str(base), "--out", str(tmp_path), "--steps", "1", *settings]
     assert main([*command, "--track", "trackio", "--track", "mlflow"]) == 0
     assert fakes["trackio"].of("log") and fakes["mlflow"].of("log_batch") and not fakes["wandb"].calls
-    assert "The tracker mlflow did not take 4 records." in capsys.readouterr().err
+    assert "The tracker mlflow lost 4 records." in capsys.readouterr().err
     assert main([*command, "--track", "clippy"]) == 1
     assert "'wandb', 'trackio' or 'mlflow'" in capsys.readouterr().err
     assert load_config(None, ["trackers=[wandb]"], {}).trackers == ("wandb",)
