@@ -67,7 +67,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(base: Path, tmp_path: Path, fa
 
 def test_only_a_run_goes_on(base: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     typo = tmp_path / "typo"
-    assert "no run to go on with" in refused(quick(base), base, typo, resume=True)
+    assert "no run to continue" in refused(quick(base), base, typo, resume=True)
     assert str(typo) in fails("--out", str(typo), "--resume")
     assert not typo.exists()
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped, in safetensors and JSON.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped, in safetensors and JSON.
 
 The state of random number generators need not be saved, because everything random in a step, its profiles included, is
 drawn from the run's seed and the number of the step. The learning rates follow from that number, too. The rest of the
@@ -173,7 +173,7 @@ class Checkpoints:
 
 def damaged(checkpoint: Path, error: object) -> RlverError:
     """The error for a checkpoint that cannot be read."""
-    return RlverError(f"{checkpoint}: this checkpoint is damaged ({error}); delete it to go on from the one before.")
+    return RlverError(f"{checkpoint}: this checkpoint is damaged ({error}); delete it to continue from the one before.")
 
 
 def step_of(checkpoint: Path) -> int:

@@ -75,7 +75,7 @@ def find_source(path: Path) -> Source:
     if not _is_policy(policy):
         checkpoints = sorted((path / "checkpoints").glob("step-??????"))
         if checkpoints:
-            raise RlverError(f"{path}: this run has not ended; go on with --resume, or export {checkpoints[-1]}.")
+            raise RlverError(f"{path}: this run has not ended; continue it with --resume, or export {checkpoints[-1]}.")
         raise RlverError(f"{path}: is neither a run that has ended, nor a checkpoint, nor a policy folder.")
     runs = [folder for folder in policy.resolve().parents if "versions" in read_json(folder / "config.json")]
     return Source(policy, runs[0] if runs else None)

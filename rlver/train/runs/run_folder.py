@@ -39,11 +39,13 @@ def check_folder(folder: Path, config: TrainConfig, resume: bool, reward: str | 
     if not resume and not (folder / "config.json").exists():
         strangers = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.is_dir() else []
         if strangers:
-            raise RlverError(f"{folder}: holds no run, but {strangers[0]}; choose a new or an empty folder as --out.")
+            raise RlverError(
+                f"{folder}: holds {strangers[0]}, which is not part of a run; choose a new or an empty folder as --out."
+            )
         return
     stored = TrainConfig().model_dump(mode="json") | stored_config(folder)  # older runs lack newer settings
     if not resume:
-        raise RlverError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out.")
+        raise RlverError(f"{folder}: already holds a run; add --resume to continue it, or choose another --out.")
     current = config.model_dump(mode="json")
     changed = [
         f"{key}: {stored.get(key)!r} -> {current[key]!r}"
@@ -83,7 +85,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
     """The settings that a run was started with. Raises RlverError if they cannot be read."""
     file = folder / "config.json"
     if not file.is_file():
-        raise RlverError(f"{folder}: holds no run to go on with ({file.name} is missing).")
+        raise RlverError(f"{folder}: holds no run to continue ({file.name} is missing).")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -178,6 +180,6 @@ def _explaining_errors(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         raise RlverError(
-            f"{target}: cannot be written ({reason}); make room, then try again (a run goes on with --resume from its "
-            "last checkpoint, which is kept)."
+            f"{target}: cannot be written ({reason}); make room, then try again (a run continues with --resume from "
+            "its last checkpoint, which is kept)."
         ) from None

@@ -233,7 +233,7 @@ class Trackers:
                 self.failures[name] += 1
                 self._consecutive[name] += 1
                 if self.failures[name] == 1:
-                    _log.warning("The tracker %s failed (%s); the run goes on without it.", name, _first_line(error))
+                    _log.warning("The tracker %s failed (%s); the run continues without it.", name, _first_line(error))
 
 
 def _key(folder: Path) -> str:

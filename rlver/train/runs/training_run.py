@@ -61,7 +61,7 @@ def run(
 
     Args:
         base: folder of the policy to start from.
-        resume: go on from the last checkpoint in `folder`, if there is one.
+        resume: continue from the last checkpoint in `folder`, if there is one.
         users: simulated users of your own: one for all, or one per user type. By default those that `config` names.
         reward: a reward of your own, which replaces the emotion; see `turn_rewards`.
         on_step: called with (steps done, metrics) after each step.
@@ -153,7 +153,7 @@ class _Run:
                         if self.checkpoints.latest() != self.checkpoints.of(number):
                             self._save_checkpoint()
                         raise Interrupted(
-                            f"stopped after step {number}; state saved in {self.folder}. Go on with --resume."
+                            f"stopped after step {number}; state saved in {self.folder}. Continue it with --resume."
                         )
         finally:
             self.trackers.close()
@@ -239,7 +239,7 @@ class _Run:
         return (
             f"The policy collapsed: {verdict.sentence}; the state is saved in {self.folder}, and policy/ is that of "
             f"{name} ({description}). Try a lower lr (now {self.config.lr:g}) or a higher kl (now {self.config.kl:g}); "
-            "--resume --set stop_on_collapse=false goes on all the same."
+            "--resume --set stop_on_collapse=false continues anyway."
         )
 
     def _healthy_policy(self, healthy: int) -> tuple[str, str]:
