@@ -106,6 +106,10 @@ def test_dialogues_come_back_in_the_order_of_the_profiles_with_seeds_of_their_ow
         assert {turn.reaction.utterance for turn in dialogue.turns if turn.reaction} == {f"Reaction with seed {user}."}
 
 
+def test_no_profiles_give_no_dialogues() -> None:
+    assert play([], Policy(), User(), SAGE) == play([], Policy(), [], SAGE, slots=3) == []
+
+
 def test_seeds_and_users_can_be_given_for_each_dialogue() -> None:
     class Other(User):
         async def open(self, dialogue: Dialogue, seed: int) -> Opening:
