@@ -135,6 +135,11 @@ PYTHON_RULES = {
 """The same for Python: training takes one small step of a small policy."""
 
 
+def read(name: str) -> str:
+    """The text of a file of the repository."""
+    return (ROOT / name).read_text("utf-8")
+
+
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page."""
     found = re.findall(
@@ -191,12 +196,12 @@ def activated() -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, page in zip(NAMES, PAGES, strict=True) if "```sh" in page.read_text()])
+@pytest.mark.parametrize("name", [name for name in NAMES if "```sh" in read(name) or "```python" in read(name)])
 def test_what_a_page_says_can_be_typed(name: str, request: pytest.FixtureRequest, policy_folder: Path) -> None:
     page, folder = ROOT / name, policy_folder.parent
     for place in TRAINED_ELSEWHERE.get(name, ()):
         shutil.copytree(policy_folder, folder / place)
-    text = page.read_text("utf-8")
+    text = read(name)
     if "train.jsonl" in text or "transcripts/deepseek-v3" in text:
         _bring_official_files(request.getfixturevalue("official"), folder)
     with FakeServer(Author()) as server, socket.socket() as free:
@@ -316,7 +321,7 @@ def test_examples_of_help_name_options_that_exist() -> None:
 
 
 def test_help_teaches_every_command_by_an_example() -> None:
-    without = {"", "profiles", "judge", "demo"}  # groups, and a command that needs none
+    without = {"", "profiles", "judge"}  # groups of commands
     assert {name for name, text in helps().items() if "Example" not in text} == without
 
 
