@@ -29,6 +29,7 @@ from fake_server import FakeServer
 from test_build import Author
 
 from rlver.cli.main import app, main
+from rlver.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -264,12 +265,26 @@ def test_links_lead_somewhere(name: str) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
-def test_pictures_are_those_of_their_data() -> None:
-    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+def load(file: Path) -> Any:
+    """The module in a file that lies in no package."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec and spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for file, content in module.pictures().items():
+    return module
+
+
+def test_the_page_of_settings_has_all_of_them_with_their_defaults() -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", load(ROOT / "docs" / "tools" / "hooks.py").settings(), re.MULTILINE)
+    defaults = {
+        name: str(field.get_default(call_default_factory=True)) for name, field in TrainConfig.model_fields.items()
+    }
+    assert dict(rows) == defaults
+
+
+def test_pictures_are_those_of_their_data() -> None:
+    for file, content in load(ROOT / "docs" / "make_pictures.py").pictures().items():
         assert file.read_text("utf-8") == content, f"{file}: run python docs/make_pictures.py"
 
 
