@@ -29,6 +29,7 @@ from fake_server import FakeServer
 from test_build import Author
 
 from rlver.cli.main import app, main
+from rlver.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -135,6 +136,11 @@ PYTHON_RULES = {
 """The same for Python: training takes one small step of a small policy."""
 
 
+def read(name: str) -> str:
+    """The text of a file of the repository."""
+    return (ROOT / name).read_text("utf-8")
+
+
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page."""
     found = re.findall(
@@ -191,12 +197,12 @@ def activated() -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, page in zip(NAMES, PAGES, strict=True) if "```sh" in page.read_text()])
+@pytest.mark.parametrize("name", [name for name in NAMES if "```sh" in read(name) or "```python" in read(name)])
 def test_what_a_page_says_can_be_typed(name: str, request: pytest.FixtureRequest, policy_folder: Path) -> None:
     page, folder = ROOT / name, policy_folder.parent
     for place in TRAINED_ELSEWHERE.get(name, ()):
         shutil.copytree(policy_folder, folder / place)
-    text = page.read_text("utf-8")
+    text = read(name)
     if "train.jsonl" in text or "transcripts/deepseek-v3" in text:
         _bring_official_files(request.getfixturevalue("official"), folder)
     with FakeServer(Author()) as server, socket.socket() as free:
@@ -259,12 +265,26 @@ def test_links_lead_somewhere(name: str) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
-def test_pictures_are_those_of_their_data() -> None:
-    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+def load(file: Path) -> Any:
+    """The module in a file that lies in no package."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec and spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for file, content in module.pictures().items():
+    return module
+
+
+def test_the_page_of_settings_has_all_of_them_with_their_defaults() -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", load(ROOT / "docs" / "tools" / "hooks.py").settings(), re.MULTILINE)
+    defaults = {
+        name: str(field.get_default(call_default_factory=True)) for name, field in TrainConfig.model_fields.items()
+    }
+    assert dict(rows) == defaults
+
+
+def test_pictures_are_those_of_their_data() -> None:
+    for file, content in load(ROOT / "docs" / "make_pictures.py").pictures().items():
         assert file.read_text("utf-8") == content, f"{file}: run python docs/make_pictures.py"
 
 
@@ -316,7 +336,7 @@ def test_examples_of_help_name_options_that_exist() -> None:
 
 
 def test_help_teaches_every_command_by_an_example() -> None:
-    without = {"", "profiles", "judge", "demo"}  # groups, and a command that needs none
+    without = {"", "profiles", "judge"}  # groups of commands
     assert {name for name, text in helps().items() if "Example" not in text} == without
 
 

@@ -103,7 +103,11 @@ def settings() -> str:
             if found.is_alias:
                 continue
             fields = [field for field in found.members.values() if isinstance(field, griffe.Attribute)]
-            rows = [_row(field) for field in fields if field.annotation and field.name[0] != "_"]
+            rows = [
+                _row(field)
+                for field in fields
+                if field.annotation and field.name[0] != "_" and "property" not in field.labels
+            ]
             if rows:
                 title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", found.name).removesuffix(" Settings")
                 lines += [f"## {title}", "", found.docstring.value if found.docstring else "", ""]
