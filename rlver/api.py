@@ -148,6 +148,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     out: str | Path,
+    user: AnyUser | None = None,
     resume: bool = False,
     reward: Callable[[Dialogue], float | list[float]] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
@@ -161,6 +162,7 @@ def train(
         config: all settings at once. Alternatively, give single settings by name:
             `train(policy="tiny", steps=24, out="runs/mine")`.
         out: folder of the run.
+        user: the simulated user: a spec, which is the setting of that name, or a user object.
         resume: continue the run in `out` from its last checkpoint.
         reward: your own reward in place of the emotion. It takes a dialogue and returns one number for the dialogue,
             or a list with one number per turn.
@@ -177,7 +179,12 @@ def train(
     if config is not None and settings:
         raise RlverError(f"train: give either a config or settings, not both (settings: {', '.join(settings)}).")
     if config is None:
-        config = TrainConfig(**settings)
+        config = TrainConfig(**settings | ({"user": user} if isinstance(user, str) else {}))
+    elif isinstance(user, str):
+        raise RlverError(
+            f"train: the config names the user {config.user!r}; give user={user!r} as its setting instead."
+        )
+    own_user = None if user is None or isinstance(user, str) else as_user(user, config.language, config.user_type)
     folder = Path(out)
     if resume and (folder / "base").is_dir():
         base = folder / "base"
@@ -185,7 +192,7 @@ def train(
         base = base_policy(config.language, config.think, config.seed)
     else:
         base = Path(config.policy)
-    run(config, base, folder, resume=resume, on_step=on_step, reward=reward)
+    run(config, base, folder, resume=resume, users=own_user, on_step=on_step, reward=reward)
     return TrainingRun(folder)
 
 

@@ -10,8 +10,8 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
-_LONGEST_GIT_CALL = 0.05
-"""Seconds. Git answers in about 5 ms; a slow file system must not delay a run."""
+_LONGEST_GIT_CALL = 2.0
+"""Seconds. Git answers in about 5 ms, but later on a busy machine. It is asked once per process."""
 
 
 def version() -> str:

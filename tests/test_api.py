@@ -159,3 +159,8 @@ def test_training_from_python_equals_training_from_the_command_line(policy_folde
         rlver.load_run(tmp_path)
     with pytest.raises(rlver.RlverError, match="not both"):
         rlver.train(rlver.TrainConfig(), out=tmp_path / "both", steps=3)
+
+
+def test_training_with_a_user_of_ones_own(policy_folder: Path, tmp_path: Path) -> None:
+    run = rlver.train(policy=str(policy_folder), out=tmp_path / "run", user=Clerk(), steps=1, batch=8, max_tokens=6)
+    assert len(run.metrics) == 1 and "Clerk" in (run.folder / "config.json").read_text(encoding="utf-8")

@@ -247,3 +247,14 @@ def test_a_model_folder_resolves_and_does_not_depend_on_the_batch(
     assert assess(policy, runs[0], None).temperature == 1.0
     assert len({tuple(turn.raw for turn in t.turns) for t in runs[0]}) == 6
     assert runs[0][0].prompt and not runs[0][0].think
+
+
+def test_logs_and_results_carry_the_git_revision_and_timings(tmp_path: Path) -> None:
+    from rlver.cli.main import main
+    from rlver.version import revision
+
+    assert main(["bench", "--policy", "scripted:hedge", "--n", "2", "--out", str(tmp_path)]) == 0
+    head = json.loads((tmp_path / "1-scripted-hedge.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert head["versions"]["revision"] == results["revision"] == revision()
+    assert results["policies"][0]["seconds"] > 0

@@ -24,7 +24,7 @@ from rlver.core.jsonl import read_objects
 from rlver.core.profile import Frozen, Language, Profile
 from rlver.core.transcript import Transcript
 from rlver.llm.usage import Tokens
-from rlver.version import version
+from rlver.version import revision, version
 
 DialogueKey = tuple[str, int]
 """What identifies a dialogue of a log: the profile's id and the number of the repeat, from 0."""
@@ -253,4 +253,4 @@ def _is_finished(path: Path) -> bool:
 
 def _versions() -> dict[str, str]:
     packages = {name: package_version(name) for name in ("openai", "pydantic")}
-    return {"rlver": version(), "python": platform.python_version(), **packages}
+    return {"rlver": version(), "revision": revision(), "python": platform.python_version(), **packages}

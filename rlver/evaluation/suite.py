@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlver.evaluation.fluency import FluencyCheck, replies_of
 from rlver.evaluation.log import LoggedDialogue, RunConfig, RunLog, read_log
 from rlver.evaluation.results import BenchmarkResults, PolicyResult, Sampling, assess
 from rlver.llm.usage import Prices, Usage, add
-from rlver.version import version
+from rlver.version import revision, version
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Suite:
         results = []
         for number, entry in enumerate(entries, 1):
             path = self.folder / f"{number}-{_slug(entry.label)}.jsonl"
+            began = time.perf_counter()
             self._play(entry, path)
+            seconds = round(time.perf_counter() - began, 3)
             transcripts, usage = [], Usage()
             for dialogue in read_log(path):
                 transcripts.append(dialogue.transcript)
@@ -103,7 +106,7 @@ class Suite:
             if number == 1 and len(entries) > 1 and (replies := replies_of(transcripts)):
                 self._fluency_check = FluencyCheck.calibrate(transcripts[0].language, replies)
             result = assess(entry.policy, transcripts, self._fluency_check, path, usage, self._prices)
-            results.append(result.model_copy(update={"policy": entry.label}))
+            results.append(result.model_copy(update={"policy": entry.label, "seconds": seconds}))
             self.transcripts[entry.label] = transcripts
         return results
 
@@ -152,6 +155,7 @@ class Suite:
         profiles = entries[0].profiles
         results = BenchmarkResults(
             rlver=version(),
+            revision=revision(),
             language=profiles[0].language,
             preset=self.preset.name,
             user=entries[0].user.identity,

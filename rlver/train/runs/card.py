@@ -225,7 +225,7 @@ def _training(subject: Subject, config: Mapping[str, Any]) -> str:
     if not config or not subject.facts.get("algo"):
         return ""
     rows = [f"| {key} | {config[key]} |" for key in _SHOWN if key in config]
-    versions = ", ".join(f"{name} {number}" for name, number in subject.run.get("versions", {}).items())
+    versions = ", ".join(f"{name} {number}" for name, number in subject.run.get("versions", {}).items() if number)
     step = subject.facts.get("step")
     return "\n".join(
         [
