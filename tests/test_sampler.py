@@ -179,10 +179,10 @@ def test_rows_are_fed_in_the_same_parts_on_any_number_of_cores(
     names: set[str] = set()
     feed = Sampler._feed
 
-    def watched(self: Sampler, places: Any, starts: Any, chunks: Any) -> Tensor:
+    def watched(self: Sampler, rows: Any, starts: Any, chunks: Any) -> Tensor:
         sizes.append(len(chunks))
         names.add(threading.current_thread().name)
-        return feed(self, places, starts, chunks)
+        return feed(self, rows, starts, chunks)
 
     monkeypatch.setattr(Sampler, "_feed", watched)
     chunks = [[7 + row + k for k in range(20 - row)] for row in range(rows)]
@@ -200,7 +200,7 @@ def test_a_model_that_is_not_fed_side_by_side_is_fed_whole(model: Any, monkeypat
     monkeypatch.setattr(sampler_module, "_PART", 1)
     monkeypatch.setattr(cores_module, "_SMALL", 1000)
     sampler = Sampler(model, Cores(model, 2))
-    assert sampler._parts([[1], [2]]) == [slice(None)]
+    assert sampler._split([[1], [2]]) == [slice(None)]
 
 
 def test_later_prompts_hold_replies_without_their_thoughts(model: Any, tokenizer: Any) -> None:
