@@ -37,7 +37,7 @@ def recording(policy: LocalPolicy, recorder: Any) -> LocalPolicy:
     """The policy, sampling from recordings."""
     assert isinstance(policy.engine, BuiltInEngine)
     sampler = policy.engine._sampler
-    sampler.graphs = DecodeGraphs(sampler._one, lambda: recorder)
+    sampler.graphs = DecodeGraphs(sampler._decode, lambda: recorder)
     return policy
 
 
@@ -56,7 +56,7 @@ def test_replies_are_the_same_with_recordings(model: Any, tokenizer: Any, count:
 def test_resting_rows_keep_what_they_hold_while_others_are_replayed(model: Any, tokenizer: Any) -> None:
     """A recording over four rows writes for two of them; the others go on later as if nothing had happened."""
     sampler, held = Sampler(model), [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
-    sampler.graphs = DecodeGraphs(sampler._one, Recorder)
+    sampler.graphs = DecodeGraphs(sampler._decode, Recorder)
     sampler.feed(range(4), [0] * 4, held)
     for count in [4] * 4 + [3] * 6 + [4] * 3:
         lengths = torch.tensor([[len(ids)] for ids in held[:count]])
@@ -70,7 +70,7 @@ def test_resting_rows_keep_what_they_hold_while_others_are_replayed(model: Any, 
 def test_recordings_are_dropped_when_the_cache_moves(model: Any, tokenizer: Any) -> None:
     recorder = Recorder()
     sampler = Sampler(model)
-    sampler.graphs = DecodeGraphs(sampler._one, lambda: recorder)
+    sampler.graphs = DecodeGraphs(sampler._decode, lambda: recorder)
     sampler.feed([0, 1], [0, 0], [[1], [1]])
 
     def steps(start: int, count: int) -> None:

@@ -200,7 +200,7 @@ def test_a_model_that_is_not_fed_side_by_side_is_fed_whole(model: Any, monkeypat
     monkeypatch.setattr(sampler_module, "_PART", 1)
     monkeypatch.setattr(cores_module, "_SMALL", 1000)
     sampler = Sampler(model, Cores(model, 2))
-    assert sampler._parts([[1], [2]]) == [slice(None)]
+    assert sampler._split([[1], [2]]) == [slice(None)]
 
 
 def test_later_prompts_hold_replies_without_their_thoughts(model: Any, tokenizer: Any) -> None:
