@@ -68,6 +68,8 @@ class BenchmarkResults(Frozen):
     """Version of the file format."""
     rlver: str
     """Version of the package."""
+    revision: str = ""
+    """Git commit of the source tree; empty for an installed package."""
     language: Language
     """Language of the profiles."""
     preset: str

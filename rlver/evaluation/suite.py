@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rlver.core.data import digest
@@ -18,7 +20,7 @@ from rlver.evaluation.fluency import FluencyCheck, replies_of
 from rlver.evaluation.log import LoggedDialogue, RunConfig, RunLog, read_log
 from rlver.evaluation.results import BenchmarkResults, PolicyResult, Sampling, assess
 from rlver.llm.usage import Prices, Usage, add
-from rlver.version import version
+from rlver.version import revision, version
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Progress:
 
 
 class Suite:
-    """Runs entries one after the other and writes a log for each into a folder.
+    """Runs entries one after the other and writes a log for each into a folder, and `timing.csv` for all of them.
 
     The first entry is the base: the fluency check is calibrated so that 95 % of its replies pass.
 
@@ -129,6 +131,7 @@ class Suite:
             def on_dialogue(dialogue: LoggedDialogue) -> None:
                 nonlocal done
                 done += 1
+                self._write_timing(path, dialogue)
                 self._on_progress(Progress(entry.label, done, len(jobs), dialogue))
 
             pace = self._pace(entry.policy, entry.user)
@@ -139,6 +142,18 @@ class Suite:
                     f"{str(error).rstrip('.')}; {len(log.scored)} of {len(jobs)} dialogues are kept in {path}, "
                     "continue with --resume."
                 ) from None
+
+    def _write_timing(self, log: Path, dialogue: LoggedDialogue) -> None:
+        """Add a dialogue to `timing.csv` in the folder. Its lines differ from run to run, unlike those of the logs."""
+        path = self.folder / "timing.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(("log", "profile", "repeat", "ended", "seconds"))
+            ended = datetime.now(UTC).isoformat(timespec="seconds")
+            seconds = f"{dialogue.seconds or 0:.3f}"
+            writer.writerow((log.name, dialogue.transcript.profile, dialogue.repeat, ended, seconds))
 
     def results(self, entries: Sequence[Entry], profiles_source: str, sampling: Sampling) -> BenchmarkResults:
         """Run entries that have the same user and profiles, and write `results.json`.
@@ -152,6 +167,7 @@ class Suite:
         profiles = entries[0].profiles
         results = BenchmarkResults(
             rlver=version(),
+            revision=revision(),
             language=profiles[0].language,
             preset=self.preset.name,
             user=entries[0].user.identity,
