@@ -10,8 +10,9 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
-_LONGEST_GIT_CALL = 2.0
-"""Seconds. Git answers in about 5 ms, but later on a busy machine. It is asked once per process."""
+_LONGEST_GIT_CALL = 1.0
+"""Seconds. Git answers in about 5 ms, but on a busy machine it may take longer. Nothing waits for it any longer than
+this."""
 
 
 def version() -> str:
@@ -40,3 +41,8 @@ def revision() -> str:
     except (OSError, subprocess.SubprocessError, ValueError):
         return ""
     return git.stdout.strip()
+
+
+def source() -> dict[str, str]:
+    """Version and, if it is known, revision of this package, as logs and run folders hold them."""
+    return {"rlver": version()} | ({"revision": revision()} if revision() else {})

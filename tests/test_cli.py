@@ -58,6 +58,10 @@ def test_bench_makes_a_table_transcripts_and_results(tmp_path: Path, capsys: pyt
     assert generic["fluent"] >= 0.95
     transcripts = read_transcripts(Path(oracle["transcripts"]))
     assert len(transcripts) == 8 == oracle["summary"]["n"]
+    header, *lines = [line.split(",") for line in (out / "timing.csv").read_text("utf-8").splitlines()]
+    assert header == ["log", "profile", "repeat", "ended", "seconds"] and len(lines) == 16
+    logs = {Path(policy["transcripts"]).name for policy in (generic, oracle)}
+    assert {line[0] for line in lines} == logs and all(float(line[4]) > 0 for line in lines)
 
 
 def test_bench_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], profiles_file: Path) -> None:

@@ -21,6 +21,7 @@ from rlver.core.transcript import read_transcripts
 from rlver.evaluation.log import LoggedDialogue, read_head, read_log
 from rlver.formats.profile_files import write_profiles
 from rlver.stories import generate
+from rlver.version import revision
 
 if TYPE_CHECKING:
     pass
@@ -222,6 +223,7 @@ def test_the_log_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixt
     assert head.config.policy == f"openai:fake@{server.url}" and head.config.temperature == 0.3
     assert head.config.user_settings["votes"] == 3 and head.config.user_settings["judge_temperature"] == 0.0
     assert {"rlver", "python", "openai"} <= set(head.versions)
+    assert head.versions.get("revision", "") == revision()
     assert "/challenging/en@" in head.config.user and len(head.hash) == len(head.config.prompt) == 8
     item = next(iter(dialogues(tmp_path).values()))
     tokens = item.usage[head.config.policy]

@@ -60,6 +60,11 @@ class Steps:
         words = ", ".join(part for part in (note, left) if part)
         print(f"{self._name} {done}/{total}: {words}".rstrip(": "), file=self._console.file, flush=True)
 
+    def note(self, text: str) -> None:
+        """Show on a terminal what happens between two steps. Log files get only the steps."""
+        if self._task is not None:
+            self._bar.update(self._task, note=text)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

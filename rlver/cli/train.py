@@ -244,15 +244,14 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
     if base is None:
         base = folder / "base" if resume and (folder / "base").is_dir() else base_of(config)
     last: dict[str, float] = {}
-    done = failed = 0
+    failed = 0
     shown = held_out = ""
 
     def show(step: int, metrics: dict[str, float]) -> None:
-        nonlocal done, failed, shown, held_out
+        nonlocal failed, shown, held_out
         last.update(metrics)
         if score := score_of(metrics, config.user_type):
             held_out = f", held-out {score}"
-        done = step
         kl = f", kl {metrics['kl']:.2f}" if "kl" in metrics else ""
         failed += round(metrics.get("failed", 0))
         missing = f", {failed} left out" if failed else ""
@@ -261,8 +260,7 @@ def train_with_progress(config: TrainConfig, folder: Path, resume: bool, base: P
         bar.update(step, config.steps, shown)
 
     def note(text: str) -> None:
-        if done:
-            bar.update(done, config.steps, f"{shown}; {text}")
+        bar.note(f"{shown}; {text}")
 
     try:
         with Steps(f"Training ({config.algo}, {config.credit} credit)", each=True) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -146,12 +147,18 @@ async def play_jobs(
     async def play(job: Job) -> None:
         dialogue = Dialogue(job.profile, preset, policy.think)
         rollout = Rollout(dialogue, user, derive(job.seed, "user"), derive(job.seed, "policy"))
+        began = time.perf_counter()
         with counting() as usage:
             await lead(rollout, policy, pace.deadline)
+        seconds = time.perf_counter() - began
         transcript = record(dialogue, policy=policy.spec, user=identity, prompt=policy.prompt_hash, seed=job.seed)
         on_dialogue(
             LoggedDialogue(
-                repeat=job.repeat, profile_hash=profile_hash(job.profile), usage=usage, transcript=transcript
+                repeat=job.repeat,
+                profile_hash=profile_hash(job.profile),
+                usage=usage,
+                transcript=transcript,
+                seconds=seconds,
             )
         )
 

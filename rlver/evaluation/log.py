@@ -24,7 +24,7 @@ from rlver.core.jsonl import read_objects
 from rlver.core.profile import Frozen, Language, Profile
 from rlver.core.transcript import Transcript
 from rlver.llm.usage import Tokens
-from rlver.version import revision, version
+from rlver.version import source
 
 DialogueKey = tuple[str, int]
 """What identifies a dialogue of a log: the profile's id and the number of the repeat, from 0."""
@@ -92,6 +92,9 @@ class LoggedDialogue(BaseModel):
     """Tokens of the answers that the dialogue used, by endpoint. Answers from the cache count like others."""
     transcript: Transcript
     """The dialogue."""
+    seconds: float | None = Field(default=None, exclude=True)
+    """Wall-clock time from its beginning to its end. It is not part of the line, because a resumed log equals an
+    uninterrupted one; `timing.csv` beside the log holds it."""
 
 
 class RunEnd(BaseModel):
@@ -253,4 +256,4 @@ def _is_finished(path: Path) -> bool:
 
 def _versions() -> dict[str, str]:
     packages = {name: package_version(name) for name in ("openai", "pydantic")}
-    return {"rlver": version(), "revision": revision(), "python": platform.python_version(), **packages}
+    return {**source(), "python": platform.python_version(), **packages}

@@ -50,8 +50,6 @@ class PolicyResult(Frozen):
     """Tokens of policy and user together, by endpoint."""
     cost: float | None = None
     """Cost of the tokens in dollars, by the price file; None if a price is unknown."""
-    seconds: float | None = None
-    """Wall-clock time of the dialogues that this process played; earlier parts of a resumed benchmark do not count."""
 
 
 class Sampling(Frozen):
@@ -71,7 +69,7 @@ class BenchmarkResults(Frozen):
     rlver: str
     """Version of the package."""
     revision: str = ""
-    """Git revision of the source tree; empty for an installed package."""
+    """Git commit of the source tree; empty for an installed package."""
     language: Language
     """Language of the profiles."""
     preset: str

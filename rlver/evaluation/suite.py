@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rlver.core.data import digest
@@ -54,7 +55,7 @@ class Progress:
 
 
 class Suite:
-    """Runs entries one after the other and writes a log for each into a folder.
+    """Runs entries one after the other and writes a log for each into a folder, and `timing.csv` for all of them.
 
     The first entry is the base: the fluency check is calibrated so that 95 % of its replies pass.
 
@@ -95,9 +96,7 @@ class Suite:
         results = []
         for number, entry in enumerate(entries, 1):
             path = self.folder / f"{number}-{_slug(entry.label)}.jsonl"
-            began = time.perf_counter()
             self._play(entry, path)
-            seconds = round(time.perf_counter() - began, 3)
             transcripts, usage = [], Usage()
             for dialogue in read_log(path):
                 transcripts.append(dialogue.transcript)
@@ -106,7 +105,7 @@ class Suite:
             if number == 1 and len(entries) > 1 and (replies := replies_of(transcripts)):
                 self._fluency_check = FluencyCheck.calibrate(transcripts[0].language, replies)
             result = assess(entry.policy, transcripts, self._fluency_check, path, usage, self._prices)
-            results.append(result.model_copy(update={"policy": entry.label, "seconds": seconds}))
+            results.append(result.model_copy(update={"policy": entry.label}))
             self.transcripts[entry.label] = transcripts
         return results
 
@@ -132,6 +131,7 @@ class Suite:
             def on_dialogue(dialogue: LoggedDialogue) -> None:
                 nonlocal done
                 done += 1
+                self._write_timing(path, dialogue)
                 self._on_progress(Progress(entry.label, done, len(jobs), dialogue))
 
             pace = self._pace(entry.policy, entry.user)
@@ -142,6 +142,18 @@ class Suite:
                     f"{str(error).rstrip('.')}; {len(log.scored)} of {len(jobs)} dialogues are kept in {path}, "
                     "continue with --resume."
                 ) from None
+
+    def _write_timing(self, log: Path, dialogue: LoggedDialogue) -> None:
+        """Add a dialogue to `timing.csv` in the folder. Its lines differ from run to run, unlike those of the logs."""
+        path = self.folder / "timing.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(("log", "profile", "repeat", "ended", "seconds"))
+            ended = datetime.now(UTC).isoformat(timespec="seconds")
+            seconds = f"{dialogue.seconds or 0:.3f}"
+            writer.writerow((log.name, dialogue.transcript.profile, dialogue.repeat, ended, seconds))
 
     def results(self, entries: Sequence[Entry], profiles_source: str, sampling: Sampling) -> BenchmarkResults:
         """Run entries that have the same user and profiles, and write `results.json`.

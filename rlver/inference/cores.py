@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from rlver.inference.compatibility import recomputes_layers
 from rlver.inference.decoder import position_limit
 from rlver.inference.model_folder import has_adapters
 
@@ -79,7 +80,7 @@ def _independent(model: PreTrainedModel) -> bool:
         model.device.type == "cpu"
         and model.num_parameters() <= _SMALL
         and not has_adapters(model)  # policy, reference and critic switch adapters on the same model
-        and not model.is_gradient_checkpointing
+        and not recomputes_layers(model)
         and not position_limit(model.config)
         and not any(value for key, value in model.config.to_dict().items() if "drop" in key or "jitter" in key)
     )

@@ -106,6 +106,17 @@ def add_lora_layers(model: PreTrainedModel, config: Any, name: str) -> None:
             module.set_adapter(name)
 
 
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Save the policy's adapter as `peft` and `PreTrainedModel.save_pretrained` do: its weights and its config."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tensors = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    model.peft_config[ADAPTER].save_pretrained(folder)
+
+
 def has_adapters(model: PreTrainedModel) -> bool:
     """Whether `add_lora_layers` has added an adapter to the model."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))

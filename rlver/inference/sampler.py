@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from rlver.core.errors import RlverError
 from rlver.inference.attention import decoding, without_cudnn
+from rlver.inference.compatibility import cache_argument
 from rlver.inference.cores import Cores, equal_parts
 from rlver.inference.cuda_graphs import DecodeGraphs, rounded_rows
 from rlver.inference.decoder import attention_mask, check_length, learned_positions, make_logits, position_limit
@@ -143,13 +144,14 @@ class Sampler:
             )
         slots = self._arange(visible)[:visible]
         mask = attention_mask(self.model, slots <= positions[:, :, None], positions, slots)
+        decoder = self.model.get_decoder()
         with without_cudnn(self.model.device):
-            output = self.model.get_decoder()(
+            output = decoder(
                 input_ids=ids,
                 position_ids=positions,
                 attention_mask=mask,
-                past_key_values=CacheView(self.cache, rows, numbers[:, None], written, visible),
                 use_cache=True,
+                **cache_argument(decoder, CacheView(self.cache, rows, numbers[:, None], written, visible)),
             )
         hidden: Tensor = output.last_hidden_state
         return hidden

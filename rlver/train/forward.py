@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 
 from rlver.inference.attention import without_cudnn
+from rlver.inference.compatibility import cache_argument, recomputes_layers
 from rlver.inference.cores import Cores
 from rlver.inference.decoder import attention_mask, make_logits, position_limit
 from rlver.train.batch import Batch, Prefix, Sample, collate, micro_batches
@@ -50,7 +51,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def _can_share(model: PreTrainedModel, length: int) -> bool:
     """Whether rows of this length can be computed in two passes, the second on the keys and values of the first."""
-    if model.training and model.is_gradient_checkpointing:  # recomputed layers keep no keys and values
+    if model.training and recomputes_layers(model):  # recomputed layers keep no keys and values
         return False
     limit = position_limit(model.config)
     return not limit or length <= limit
@@ -71,8 +72,9 @@ def _decode(model: PreTrainedModel, cache: _PrefixCache, ids: Tensor, queries: T
     All rows have the same mask. Padding stands on the right, where no token attends to it.
     """
     mask = attention_mask(model, keys[:, None, :] <= queries[:, :, None], queries, keys)
-    output = model.get_decoder()(
-        input_ids=ids, position_ids=queries, attention_mask=mask, past_key_values=cache, use_cache=True
+    decoder = model.get_decoder()
+    output = decoder(
+        input_ids=ids, position_ids=queries, attention_mask=mask, use_cache=True, **cache_argument(decoder, cache)
     )
     hidden: Tensor = output.last_hidden_state
     return hidden

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlver.core.errors import RlverError
-from rlver.inference.model_folder import ADAPTER_WEIGHTS, has_adapters, load_adapter
+from rlver.inference.model_folder import ADAPTER_WEIGHTS, has_adapters, load_adapter, save_adapter
 from rlver.policies.load import POLICY_FILE
 from rlver.policies.local import end_tokens
 from rlver.train.models.critic import AdapterCritic, Critic
@@ -49,8 +49,11 @@ def write_policy(
     folder.mkdir(exist_ok=True)
     # Set before saving: `transformers` does not save a model whose own generation settings contradict each other.
     model.generation_config = generation_config(tokenizer, facts, end_tokens(model))
-    model.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)  # saving an adapter does not include it
+    if has_adapters(model):
+        save_adapter(model, folder)
+        model.generation_config.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / POLICY_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -43,7 +43,7 @@ from rlver.train.runs.run_folder import append, atomic_folder, claimed, profiles
 from rlver.train.runs.trackers import Trackers, check_trackers
 from rlver.train.runs.validation import Best, Evaluator
 from rlver.train.trainer import Trainer
-from rlver.version import revision, version
+from rlver.version import source, version
 
 
 def run(
@@ -274,8 +274,7 @@ class _Run:
 
     def _description(self, reward: Reward | None) -> dict[str, Any]:
         """What config.json says about the run."""
-        packages = {name: installed(name) for name in ("torch", "transformers")}
-        versions = {"rlver": version(), "revision": revision()} | packages
+        versions = source() | {name: installed(name) for name in ("torch", "transformers")}
         return {
             "config": self.config.model_dump(mode="json"),
             "versions": versions,
