@@ -24,8 +24,8 @@ UserOption = Annotated[
     ),
 ]
 USER_TYPE_HELP = (
-    "Character of the simulated users. vanilla: they hint at what they need; challenging: they do not, and are harder "
-    "to please."
+    "Type of the simulated users. vanilla: they hint at what they need; challenging: they do not, and are harder to "
+    "please."
 )
 UserTypeOption = Annotated[UserType, typer.Option("--user-type", help=USER_TYPE_HELP)]
 PRESET_HELP = f"Rules for the emotion and for the end of a dialogue: {', '.join(PRESETS)}."
@@ -54,6 +54,4 @@ TRANSCRIPTS_HELP = (
     "Transcripts: logs of `rlver bench`, files in our format, or official ones. A folder stands for all .jsonl files "
     "in it."
 )
-TranscriptsArgument = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help=TRANSCRIPTS_HELP, show_default=False)
-]
+TranscriptsArgument = Annotated[list[Path], typer.Argument(metavar="FILE", help=TRANSCRIPTS_HELP, show_default=False)]

@@ -49,8 +49,8 @@ def train(
     credit: Annotated[
         Credit | None,
         typer.Option(
-            help="What a reply is rewarded for: the emotion at the end of the dialogue, its own change of the emotion, "
-            "or the changes that follow it."
+            help="What a reply is rewarded for. terminal: the final emotion; change: the change of emotion after it; "
+            "return: this change and all later ones, discounted; turn: the same, compared turn by turn."
         ),
     ] = None,
     think: Annotated[
