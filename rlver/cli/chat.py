@@ -54,7 +54,7 @@ def chat(
 
       rlver chat --user openai:qwen3@http://localhost:8000/v1
 
-      rlver chat --language zh --profile zh-benchmark-2507-0000-...
+      rlver chat --language zh --profile zh-benchmark-2507-0000-zh-anniversary-game-absolve
     """
     from rich.console import Console
 
