@@ -16,6 +16,8 @@ import typer
 from fake_server import FakeServer
 
 from rlver.cli.main import app, main
+from rlver.cli.progress import Steps
+from rlver.cli.train import base_of
 from rlver.core.transcript import read_transcripts
 from rlver.formats.profile_files import read_profiles
 from rlver.stories import benchmark_profiles
@@ -309,6 +311,72 @@ def test_no_table_folds_or_crops_an_id(
             assert any(id_ in line.split() for line in lines), (command, id_)
         if width and command[0] == "profiles":
             assert all(len(line) <= width for line in lines)
+
+
+def test_work_in_a_pipe_reports_in_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("rlver.cli.progress.time.monotonic", lambda: now)
+    with Steps("Training", each=True) as steps:
+        for step in (3, 4, 5):  # an earlier run did the first two
+            steps.update(step, 5, "emotion 40")
+            steps.note("evaluating")
+            now += 200
+    assert capsys.readouterr().err.splitlines() == [
+        "Training 3/5: emotion 40",
+        "Training 4/5: emotion 40, about 3 min left",
+        "Training 5/5: emotion 40",
+    ]
+    with Steps("Dialogues") as steps:
+        for step in range(1, 101):
+            steps.update(step, 100)
+            now += 1
+    assert capsys.readouterr().err.splitlines() == [
+        "Dialogues 4/100: about 2 min left",
+        "Dialogues 24/100: about 76 s left",
+        "Dialogues 44/100: about 56 s left",
+        "Dialogues 64/100: about 36 s left",
+        "Dialogues 84/100: about 16 s left",
+        "Dialogues 100/100",
+    ]
+
+
+def test_pretraining_is_announced_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlver import tiny
+    from rlver.train.config import TrainConfig
+
+    def pretend(language: str, think: bool, seed: int, *, on_step: Any) -> Path:
+        folder = tiny.tiny_folder("en", think, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        on_step(899, 900, 0.5)
+        return folder
+
+    monkeypatch.setattr(tiny, "base_policy", pretend)
+    monkeypatch.chdir(tmp_path)
+    folder = base_of(TrainConfig(seed=3))
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert folder == tiny.tiny_folder("en", False, 3)
+    assert first.startswith("The tiny policy is pretrained first") and f"kept in {folder} " in first
+    assert lines == ["Pretraining the tiny policy 900/900: loss 0.50"]
+    base_of(TrainConfig(seed=3))
+    assert "pretrained first" not in capsys.readouterr().err
+
+
+def test_no_other_library_draws_bars_into_a_log(policy_folder: Path, tmp_path: Path) -> None:
+    """transformers draws one for every model that it loads or saves."""
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    settings = ["--set", "batch=4", "--set", "group=2", "--set", "max_tokens=8", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "rlver", "train", "--policy", str(policy_folder), "--steps", "2", *settings]
+    log = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    assert log.returncode == 0, log.stderr
+    assert [line[:30] for line in log.stderr.splitlines()] == [
+        f"Training (grpo, turn credit) {step}" for step in (1, 2)
+    ]
+    assert "\r" not in log.stdout + log.stderr
 
 
 def test_shell_completion_is_offered() -> None:

@@ -203,3 +203,9 @@ def test_micro_batches_cover_everything_once(lengths: list[int], tokens: int) ->
         assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= tokens
     longest = [max(lengths[i] for i in group) for group in groups]
     assert longest == sorted(longest, reverse=True)
+
+
+def test_contexts_that_do_not_continue_each_other_are_refused() -> None:
+    records = [TokenRecord([1, 2], [3], [0.0]), TokenRecord([1, 9, 3, 4], [5], [0.0])]
+    with pytest.raises(ValueError, match="turn 1"):
+        from_records(records)

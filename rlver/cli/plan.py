@@ -1,4 +1,4 @@
-"""`rlver train --dry-run`: what a run needs, before anything long starts."""
+"""`rlver train --dry-run`: the memory that a run needs and its longest dialogue, before the run starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WHEN = {"always": "always", "sampling": "while sampling", "evaluation": "before
 
 
 def show_plan(config: TrainConfig, as_json: bool) -> None:
-    """Print the memory plan of a run and its longest dialogue; no weights are loaded, nothing is written.
+    """Print the memory plan of a run and its longest dialogue. No weights are loaded, and nothing is written.
 
     Raises:
         RlverError: the policy's config or tokenizer cannot be read.
@@ -37,7 +37,7 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
 
     shape, tokenizer = _tiny(config) if config.policy == "tiny" else _read(Path(config.policy))
     if config.device_memory_gb is not None and config.device == "auto":
-        device = torch.device("cuda")  # which need not be here
+        device = torch.device("cuda")  # this machine need not have one
     else:
         device = pick_device(config.device, base_folder(Path(config.policy)) if config.policy != "tiny" else Path())
     # Always the embedded user: planning calls no endpoint. It cannot play every profile of a user behind an endpoint.
@@ -49,10 +49,10 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
         return
     _print(config, plan)
     if not embedded:
-        typer.echo(f"Caution: {config.user} may speak longer than the embedded user, whose utterances were counted.")
+        typer.echo(f"Caution: the utterances of {config.user} may be longer than those of the embedded user, which were counted.")
     made_for = getattr(shape.get_text_config(), "max_position_embeddings", None)
     if made_for and plan.longest.sample > made_for:
-        typer.echo(f"Caution: that is longer than the {made_for} positions that the model was made for.")
+        typer.echo(f"Caution: the longest dialogue exceeds the {made_for} positions that the model was trained for.")
 
 
 def _print(config: TrainConfig, plan: MemoryPlan) -> None:
@@ -63,25 +63,25 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
         table.add(part.name, place, _WHEN[part.when], f"{part.bytes / 1e9:.3f}")
     show(table)
     length = plan.longest
-    verdict = {None: "", True: f", which fits in {(plan.capacity or 0) / 1e9:.1f} GB"}.get(
-        plan.fits, f", MORE than the {(plan.capacity or 0) / 1e9:.1f} GB there are"
-    )
-    typer.echo(f"At most {plan.peak / 1e9:.2f} GB at one time on {plan.device}{verdict}.")
+    capacity = f"{(plan.capacity or 0) / 1e9:.1f} GB"
+    verdict = {None: "", True: f", which fits into {capacity}"}.get(plan.fits, f", MORE than its {capacity}")
+    typer.echo(f"Peak memory on {plan.device}: {plan.peak / 1e9:.2f} GB{verdict}.")
     if plan.host:
-        typer.echo(f"{plan.host / 1e9:.2f} GB more in the CPU's memory.")
+        typer.echo(f"In the memory of the CPU: {plan.host / 1e9:.2f} GB more.")
     typer.echo(
-        f"Longest dialogue: {length.sample} tokens, {length.trained} of them trained: system prompt and first "
-        f"utterance {length.opening}, {length.replies} replies of {length.max_tokens}, later utterances of "
-        f"{length.utterance} ({length.heard} were heard). {config.batch} dialogues a step."
+        f"Longest dialogue: {length.sample} tokens, of which {length.trained} are trained. System prompt and first "
+        f"utterance have {length.opening}, each of {length.replies} replies {length.max_tokens}, each later utterance "
+        f"{length.utterance} (the longest of {length.heard}). A step has {config.batch} dialogues."
     )
     if plan.capacity is None and plan.device == "cpu":
-        typer.echo("To plan for a GPU that is not here: --set device_memory_gb=24.")
+        typer.echo("To plan for a GPU that this machine does not have: --set device_memory_gb=24.")
     if plan.advice:
         settings = " ".join(f"--set {setting}" for setting in plan.advice)
-        begin = "Would fit" if plan.advised_peak <= (plan.capacity or 0) else "Still not enough, but less"
-        typer.echo(f"{begin}, at {plan.advised_peak / 1e9:.2f} GB: {settings}")
+        fits = plan.advised_peak <= (plan.capacity or 0)
+        begin = "These settings make it fit" if fits else "These settings help, but not enough"
+        typer.echo(f"{begin} ({plan.advised_peak / 1e9:.2f} GB): {settings}")
     elif plan.fits is False:
-        typer.echo("No setting would make it fit: take a smaller model or fewer max_tokens.")
+        typer.echo("No setting makes it fit. Use a smaller model or fewer max_tokens.")
 
 
 def _read(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -93,8 +93,8 @@ def _read(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     try:
         shape = AutoConfig.from_pretrained(base, local_files_only=True)
         return shape, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds; all mean that the folder is no usable model
-        raise RlverError(f"{folder}: its shape cannot be read ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # transformers raises many kinds; each means that the folder cannot be used
+        raise RlverError(f"{folder}: its config or tokenizer cannot be read ({str(error).splitlines()[0]}).") from error
 
 
 def _tiny(config: TrainConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:

@@ -67,9 +67,15 @@ def from_records(records: Sequence[TokenRecord]) -> Sample:
 
     The trunk is the context of the last reply. Earlier replies lie in the trunk if it holds exactly their ids. If a
     single one does not, as with thinking, all replies become branches. The last reply always is one.
+
+    Raises:
+        ValueError: the context of a reply does not continue the context of the reply before it.
     """
     trunk = records[-1].context_ids
     starts = [len(record.prompt_ids) - record.lead for record in records]
+    for turn, (record, start) in enumerate(zip(records, starts, strict=True), 1):
+        if trunk[:start] != record.context_ids:
+            raise ValueError(f"turn {turn}: its context is not the beginning of the last reply's context")
     in_trunk = all(
         not record.lead and trunk[start : start + len(record.token_ids)] == record.token_ids
         for record, start in zip(records[:-1], starts, strict=False)
