@@ -74,7 +74,8 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
     typer.echo(
         f"Longest dialogue: {length.sample} tokens ({length.opening} in the system prompt and the first utterance, "
         f"{length.max_tokens} in each of {length.replies} replies, {length.utterance} in each later utterance, the "
-        f"longest of {length.heard} that were measured). {length.trained} of these tokens are trained. A step has {config.batch} dialogues."
+        f"longest of {length.heard} that were measured). {length.trained} of these tokens are "
+        f"trained. A step has {config.batch} dialogues."
     )
     if plan.capacity is None and plan.device == "cpu":
         typer.echo("To plan for a GPU that this machine does not have: --set device_memory_gb=24.")
