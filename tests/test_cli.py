@@ -209,7 +209,7 @@ def test_other_bad_input_is_one_sentence(
         ("bench --policy x --language fr", "`rlver bench`: --language: 'fr' is not one of 'en', 'zh'."),
         ("bench --policy x --xyz", "`rlver bench` has no option --xyz; `rlver bench --help` explains its use."),
         ("judge score x --user vanilla", "`rlver judge score` has no option --user; did you mean --user-type?"),
-        ("judge score", "`rlver judge score` needs FILE...; `rlver judge score --help` explains its use."),
+        ("judge score", "`rlver judge score` needs FILE; `rlver judge score --help` explains its use."),
         ("profiles show", "`rlver profiles show` needs ID; `rlver profiles show --help` explains its use."),
         ("profiles lst", "`rlver profiles` has no command 'lst'; did you mean list?"),
         ("trian", "`rlver` has no command 'trian'; did you mean train?"),

@@ -165,7 +165,7 @@ def profile_user(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FILE...]",
+            metavar="FILE",
             help=f"{TRANSCRIPTS_HELP} Both types of user judge their replies.  [default: dialogues with scripted "
             "supporters]",
             show_default=False,
@@ -198,9 +198,7 @@ def profile_user(
 def dynamics(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[FILE...]", help=f"{TRANSCRIPTS_HELP} They fill a column of the table.", show_default=False
-        ),
+        typer.Argument(metavar="FILE", help=f"{TRANSCRIPTS_HELP} They fill a column of the table.", show_default=False),
     ] = None,
     language: LanguageOption = "en",
     user_type: UserTypeOption = "vanilla",

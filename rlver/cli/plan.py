@@ -49,7 +49,9 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
         return
     _print(config, plan)
     if not embedded:
-        typer.echo(f"Caution: the utterances of {config.user} may be longer than those of the embedded user, which were counted.")
+        typer.echo(
+            f"Caution: {config.user} may have longer utterances than the embedded user, whose utterances were counted."
+        )
     made_for = getattr(shape.get_text_config(), "max_position_embeddings", None)
     if made_for and plan.longest.sample > made_for:
         typer.echo(f"Caution: the longest dialogue exceeds the {made_for} positions that the model was trained for.")

@@ -21,7 +21,7 @@ from rlver.text.table import Column, Table
 FilesArgument = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="[FILE...]",
+        metavar="FILE",
         help="JSONL files of profiles, in our format or the official one.  [default: the built-in profiles]",
         show_default=False,
     ),
@@ -159,7 +159,7 @@ def validate(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="JSONL files of profiles, in our format or the official one.", show_default=False
+            metavar="FILE", help="JSONL files of profiles, in our format or the official one.", show_default=False
         ),
     ],
     as_json: JsonOption = False,

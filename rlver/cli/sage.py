@@ -22,7 +22,7 @@ def import_sage(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="JSONL files of profiles or transcripts; the fields tell which. A folder stands for all .jsonl files "
             "in it.",
             show_default=False,
