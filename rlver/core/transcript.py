@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlver.core.dialogue import Dialogue, StopReason, Turn
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.jsonl import read_objects, write_objects
 from rlver.core.profile import Character, ChatIntention, Intention, Language
 
@@ -98,7 +98,5 @@ def read_transcripts(path: Path) -> list[Transcript]:
         try:
             transcripts.append(Transcript.model_validate(record.get("transcript", record)))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise RlverError(f"{where}: not a transcript of version 1 ({field}: {first['msg']}).") from None
+            raise RlverError(f"{where}: not a transcript of version 1 ({first_problem(error)}).") from None
     return transcripts

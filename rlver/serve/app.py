@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rlver.core.errors import CallFailed, RlverError
+from rlver.core.errors import CallFailed, RlverError, first_problem
 from rlver.serve.sessions import Conflict, NotFound, Session, Sessions
 from rlver.serve.streaming import Delta
 
@@ -259,7 +259,4 @@ def _error(status: int, message: str) -> Response:
 
 def _describe(error: Exception) -> str:
     """One sentence about an error in a request."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
-    return f"{error}."
+    return f"{first_problem(error) if isinstance(error, ValidationError) else error}."

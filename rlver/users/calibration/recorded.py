@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import PRESETS
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.files import read_file
 from rlver.core.interfaces import UserType
 from rlver.core.jsonl import read_objects
@@ -97,10 +97,8 @@ def _parse(
     try:
         transcript = Transcript.model_validate(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise RlverError(
-            f"{where}: neither an official transcript nor one of rlver's ({field}: {first['msg']})."
+            f"{where}: neither an official transcript nor one of rlver's ({first_problem(error)})."
         ) from None
     profile = known.get(transcript.profile) or regenerate(transcript.profile)
     if profile is None:
