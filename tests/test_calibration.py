@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlver.cli.main import main
+from rlver.core.correlation import spearman
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.core.profile import Intention
@@ -21,7 +22,7 @@ from rlver.stories.generate import benchmark_profiles, generate
 from rlver.users.calibration import redteam
 from rlver.users.calibration.cross_validation import cross_validate
 from rlver.users.calibration.fit import Design, fit
-from rlver.users.calibration.measures import model_measures, predict, spearman
+from rlver.users.calibration.measures import model_measures, predict
 from rlver.users.calibration.recorded import JudgedReply, RecordedDialogue, judged_replies, read_ids, read_recorded
 from rlver.users.embedded.judge import STATE, STEPS
 from rlver.users.embedded.user import EmbeddedUser
@@ -200,7 +201,7 @@ def test_an_official_transcript_is_replayed_with_its_own_scores(tmp_path: Path) 
     assert dialogue.profile.persona.character == "avoidant"
     (row,) = judged_replies([dialogue])  # the last reply was never judged
     assert (
-        (row.score, row.change) == (40, 10)
+        (row.emotion, row.change) == (40, 10)
         and row.observation.reply["listen"] > 0
         and row.observation.reply["echo"] > 0
     )

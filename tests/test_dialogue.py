@@ -237,7 +237,7 @@ def test_told_facts_are_kept() -> None:
     for fact in (0, None, 5):
         assert dialogue.reply("I see.")
         dialogue.react(Reaction(change=0, utterance="Well.", fact=fact))
-    assert dialogue.told == {0, 2, 5}
+    assert dialogue.told_facts == {0, 2, 5}
 
 
 def test_callbacks_are_called_once_when_the_dialogue_ends() -> None:

@@ -24,7 +24,7 @@ from rlver.core.profile import Fact, Intention, Language, Profile
 from rlver.rollout import play, run
 from rlver.stories.generate import generate
 from rlver.users.embedded.acts import NEED_ACTS, tag
-from rlver.users.embedded.facts import mentions_fact, short_name
+from rlver.users.embedded.facts import mentioned_facts, short_name
 from rlver.users.embedded.judge import STEPS, suits
 from rlver.users.embedded.user import EmbeddedUser
 
@@ -76,7 +76,7 @@ def examples(language: Language) -> dict[str, list[str]]:
 
 
 def handle(dialogue: Dialogue) -> str:
-    """The thing in the fact that the user told last."""
+    """The handle of the fact that the user told last."""
     reaction = dialogue.turns[-1].reaction if dialogue.turns else None
     fact = reaction.fact if reaction else dialogue.opening_fact
     return dialogue.profile.story.facts[fact].handle if fact is not None else ""
@@ -362,7 +362,10 @@ def test_nobody_waits_for_ever(language: Language, user_type: UserType) -> None:
     assert waits == pytest.approx([0, 0, -1.2, -2.4, -3.6, 0, 0, 0])
 
 
-def test_a_thing_has_a_short_name() -> None:
+def test_a_handle_has_a_short_name() -> None:
+    def mentions_fact(reply: str, fact: Fact, language: Language) -> bool:
+        return bool(mentioned_facts([reply], (fact,), language)[0])
+
     ovens = Fact(say="He put them beside the bread ovens.", handle="the bread ovens")
     keys = Fact(say="I lost the house keys.", handle="the house keys")
     assert short_name(ovens.handle, "en") == "the ovens"

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from test_evaluation import transcript
 
 from rlver.cli.main import main
+from rlver.core.correlation import mean_ranks, spearman
 from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
 from rlver.core.profile import Character, Intention
 from rlver.core.transcript import Transcript, read_transcripts
-from rlver.evaluation.agreement import agreement, mean_ranks, spearman
+from rlver.evaluation.agreement import agreement
 from rlver.evaluation.compare import compare
 from rlver.evaluation.leaderboard import rank_runs
 from rlver.evaluation.run_files import read_runs
