@@ -35,7 +35,7 @@ def scores(summary: dict[str, Any], shown: list[str], intention: str) -> str:
 
 def tables(summary: dict[str, Any]) -> list[str]:
     """The tables of one demo."""
-    where = f"{summary['n']} held-out profiles, {summary['user']} users, preset {summary['preset']}"
+    where = f"{summary['n']} held-out profiles, {summary['user_type']} users, preset {summary['preset']}"
     baselines = {name.removeprefix("scripted:"): score for name, score in summary["baselines"].items()}
     shown = [key for key in POLICIES if key in summary]
     return [

@@ -175,9 +175,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(copy_context().run, asyncio.run, in_thread())
+        future = thread.submit(copy_context().run, asyncio.run, in_thread())
         try:
-            return result.result()
+            return future.result()
         except KeyboardInterrupt:
             loop, task = started.result()
             with suppress(RuntimeError):  # the loop is closed: the work has ended by itself

@@ -38,7 +38,7 @@ def test_nothing_but_an_earlier_demo_is_deleted(
     work.mkdir()
     (work / "thesis.txt").write_text("years of work", encoding="utf-8")
     assert main(["demo", "--policy", str(policy_folder), "--out", str(work)]) == 1
-    assert "something else than an earlier demo" in capsys.readouterr().err
+    assert "something other than an earlier demo" in capsys.readouterr().err
     assert (work / "thesis.txt").is_file()
 
     earlier = tmp_path / "earlier"

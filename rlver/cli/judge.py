@@ -98,11 +98,11 @@ def fit(
     from rlver.users.calibration.fit import fit as fit_weights
 
     dialogues, rows = _replies(files, profiles, profiles_in, "vanilla")
-    other = next((d for d in dialogues if d.profile.language != language), None)
-    if other is not None:
+    mismatch = next((d for d in dialogues if d.profile.language != language), None)
+    if mismatch is not None:
         raise RlverError(
-            f"{other.model}: holds a dialogue in {other.profile.language!r}, not in {language!r}; choose the language "
-            "with --language."
+            f"{mismatch.model}: holds a dialogue in {mismatch.profile.language!r}, not in {language!r}; choose the "
+            "language with --language."
         )
     fitted = fit_weights(rows, language)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ UserOption = Annotated[
     typer.Option(
         "--user",
         metavar="SPEC",
-        help="The simulated user, who speaks and judges. embedded: rules, without a language model; vanilla or "
+        help="The simulated user, which speaks and judges. embedded: rules, without a language model; vanilla or "
         "challenging: short for the embedded user of that type; openai:MODEL@BASE_URL or any:PROVIDER/MODEL: a "
         "language model; human: a person at this terminal.",
         autocompletion=lambda: ["embedded", "vanilla", "challenging", "human", "openai:", "any:"],

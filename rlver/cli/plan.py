@@ -64,7 +64,7 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
     show(table)
     length = plan.longest
     verdict = {None: "", True: f", which fits in {(plan.capacity or 0) / 1e9:.1f} GB"}.get(
-        plan.fits, f", MORE than the {(plan.capacity or 0) / 1e9:.1f} GB there are"
+        plan.fits, f", MORE than the {(plan.capacity or 0) / 1e9:.1f} GB available"
     )
     typer.echo(f"At most {plan.peak / 1e9:.2f} GB at one time on {plan.device}{verdict}.")
     if plan.host:
@@ -72,7 +72,7 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
     typer.echo(
         f"Longest dialogue: {length.sample} tokens, {length.trained} of them trained: system prompt and first "
         f"utterance {length.opening}, {length.replies} replies of {length.max_tokens}, later utterances of "
-        f"{length.utterance} ({length.heard} were heard). {config.batch} dialogues a step."
+        f"{length.utterance} ({length.heard} were measured). {config.batch} dialogues a step."
     )
     if plan.capacity is None and plan.device == "cpu":
         typer.echo("To plan for a GPU that is not here: --set device_memory_gb=24.")
@@ -94,11 +94,11 @@ def _read(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         shape = AutoConfig.from_pretrained(base, local_files_only=True)
         return shape, AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises many kinds; all mean that the folder is no usable model
-        raise RlverError(f"{folder}: its shape cannot be read ({str(error).splitlines()[0]}).") from error
+        raise RlverError(f"{folder}: its config or tokenizer cannot be read ({str(error).splitlines()[0]}).") from error
 
 
 def _tiny(config: TrainConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """The shape of the tiny policy, and a tokenizer like its own from a small corpus: it need not be made for this."""
+    """The shape of the tiny policy, and a tokenizer like its own, trained on a small corpus. Nothing is pretrained."""
     from rlver.tiny.corpus import write_corpus
     from rlver.tiny.model import build_model
     from rlver.tiny.pretrain import PretrainConfig

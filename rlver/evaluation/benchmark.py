@@ -18,7 +18,8 @@ from rlver.policies.scripted import ScriptedPolicy
 from rlver.rollout import Rollout, closing, for_each, lead, run
 from rlver.users.embedded.user import EmbeddedUser
 
-_HUMAN = "human"
+HUMAN = "human"
+"""Spec of a policy, and identity of a user, that a person at the terminal plays."""
 
 
 class Job(NamedTuple):
@@ -55,7 +56,7 @@ def pace_for(
         concurrency: largest number of dialogues at a time if an endpoint or a function answers.
         deadline: seconds that a dialogue with an endpoint or a function may take; None sets no limit.
     """
-    if _HUMAN in (policy.spec, user.identity):
+    if HUMAN in (policy.spec, user.identity):
         return Pace(1)
     offline = isinstance(user, EmbeddedUser)
     if getattr(policy, "engine", None) is None:

@@ -58,7 +58,7 @@ def _flag(value: object) -> object:
 
 
 class Checked(BaseModel):
-    """The model's answer when it checks a written profile."""
+    """The model's answer when it checks a written profile: whether the story fits the wish, and whether it names it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -157,8 +157,8 @@ async def build_profile(
             seed=seed,
             check=lambda item: find_faults(item, language, pieces["leaks"][recipe.intention]),
         )
-        if other := duplicate_of(written.story):
-            why = f"almost the story of {other}"
+        if duplicate := duplicate_of(written.story):
+            why = f"almost the story of {duplicate}"
             continue
         text = "\n".join([written.story, "", written.opening, *(fact.say for fact in written.facts)])
         quoted = text.replace("<", "(").replace(">", ")")
@@ -214,8 +214,8 @@ class StoryIndex:
     def duplicate_of(self, story: str, language: Language) -> str:
         """The id of a profile with almost this story; empty if there is none."""
         grams = _grams(story, language)
-        for name, other in self._grams.items():
-            if len(grams & other) > _DUPLICATE_SHARE * min(len(grams), len(other)):
+        for name, known in self._grams.items():
+            if len(grams & known) > _DUPLICATE_SHARE * min(len(grams), len(known)):
                 return name
         return ""
 

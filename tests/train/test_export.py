@@ -230,7 +230,7 @@ def test_merging_needs_peft(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}', encoding="utf-8")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(RlverError, match=r"pip install peft, or choose --format adapter"):
+    with pytest.raises(RlverError, match=r"pip install 'rlver\[lora\]', or choose --format adapter"):
         export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -57,7 +57,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(base: Path, tmp_path: Path, fa
     assert str(shared) in sentence and "base" in sentence
     assert str(shared) in fails("--policy", str(shared / "base"), "--out", str(shared))
     assert (shared / "base" / "model.safetensors").read_bytes() == before and (shared / ".part-other").is_dir()
-    assert "no configuration of a run" in refused(quick(base), base, base)
+    assert "not the configuration of a run" in refused(quick(base), base, base)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "metrics.jsonl").write_text('{"loss": 1}\n', encoding="utf-8")
     assert "metrics.jsonl" in refused(quick(base), base, tmp_path / "notes")
