@@ -60,7 +60,7 @@ class PatternIndex:
             self._keys.add_word(key, key)
         self._keys.make_automaton()
 
-    def found_in(self, text: str) -> tuple[str, ...]:
+    def groups_in(self, text: str) -> tuple[str, ...]:
         """The names of the groups with a pattern that matches somewhere in the text, in the order of the groups."""
         lower = (text if text.isascii() else text.translate(_ODD_CASE)).lower()
         keys = {key for _, key in self._keys.iter(lower)} if self._by_key else set()
