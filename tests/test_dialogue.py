@@ -103,7 +103,7 @@ def test_the_turn_limit_is_exact(name: str) -> None:
         ("paper", [-10] * 4, StopReason.FED_UP, 0),
     ],
 )
-def test_where_the_emotion_ends_the_talk(
+def test_where_the_emotion_ends_the_dialogue(
     name: str, changes: list[float], stop: StopReason | None, score: float
 ) -> None:
     dialogue = run(begin(name), *changes)

@@ -1,4 +1,4 @@
-"""When a run gives up: rules that no sound run breaks, and what is left when one is broken."""
+"""Collapse: rules that no healthy run breaks, and the files that a collapsed run leaves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def watch(records: Iterable[dict[str, float]], **settings: Any) -> tuple[int, Ve
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "expected"),
     [
         ({"entropy": 0.02}, "entropy fell from 0.3 to 0.02 nats a token at step 15"),
         ({"kl": 2.5}, "kl rose from 0.2 to 2.5 nats a token at step 15"),
@@ -43,9 +43,9 @@ def watch(records: Iterable[dict[str, float]], **settings: Any) -> tuple[int, Ve
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_limit_must_be_broken_for_a_whole_window(bad: dict[str, float], told: str) -> None:
+def test_a_limit_must_be_broken_for_a_whole_window(bad: dict[str, float], expected: str) -> None:
     step, verdict = watch([{}] * 10 + [bad] * 9)
-    assert step == 15 and verdict is not None and verdict.sentence.startswith(told)
+    assert step == 15 and verdict is not None and verdict.sentence.startswith(expected)
     # The weights after step 9 played step 10, which was sound; those after step 10 played step 11.
     assert verdict.healthy == 9
     assert watch([{}] * 10 + [bad] * 4 + [{}] + [bad] * 4) == (0, None)
@@ -89,7 +89,7 @@ def test_a_reward_that_stays_low_is_a_collapse() -> None:
 
 
 @pytest.mark.parametrize("name", ["loss", "kl", "entropy", "grad_norm"])
-def test_what_is_no_number_counts_at_once(name: str) -> None:
+def test_a_metric_that_is_not_finite_counts_at_once(name: str) -> None:
     step, verdict = watch([{}] * 6 + [{name: nan}])
     assert step == 7 and verdict is not None and verdict.healthy == 5
     assert verdict.sentence == f"{name} became nan at step 7"
@@ -187,7 +187,7 @@ def test_a_collapsed_run_ends_with_its_best_policy_or_its_base(
 
 
 @pytest.mark.usefixtures("ill")
-def test_a_run_can_be_told_not_to_stop(base: Path, tmp_path: Path) -> None:
+def test_stopping_can_be_switched_off(base: Path, tmp_path: Path) -> None:
     run(collapsing(base, stop_on_collapse=False), base, tmp_path)
     assert len(lines(tmp_path)) == 9 and read_outcome(tmp_path).collapse == ""
 
