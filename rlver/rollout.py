@@ -34,7 +34,7 @@ class Rollout(NamedTuple):
     policy_seed: int
 
 
-async def lead(rollout: Rollout, policy: Policy, deadline: float | None = None) -> None:
+async def play_dialogue(rollout: Rollout, policy: Policy, deadline: float | None = None) -> None:
     """Play one dialogue from its opening to its end.
 
     If either side raises `CallFailed`, the dialogue ends as failed, without a score. Other exceptions are passed on.
@@ -99,14 +99,14 @@ async def play_async(
     ]
     ended = 0
 
-    async def lead_one(rollout: Rollout) -> None:
+    async def play_one(rollout: Rollout) -> None:
         nonlocal ended
-        await lead(rollout, policy, deadline)
+        await play_dialogue(rollout, policy, deadline)
         ended += 1
         if on_end:
             on_end(ended)
 
-    await for_each(rollouts, lead_one, slots)
+    await for_each(rollouts, play_one, slots)
     return [rollout.dialogue for rollout in rollouts]
 
 

@@ -15,7 +15,7 @@ from rlver.core.transcript import Transcript, record
 from rlver.evaluation.log import DialogueKey, LoggedDialogue, RunLog, profile_hash
 from rlver.llm.usage import counting
 from rlver.policies.scripted import ScriptedPolicy
-from rlver.rollout import Rollout, closing, for_each, lead, run
+from rlver.rollout import Rollout, closing, for_each, play_dialogue, run
 from rlver.users.embedded.user import EmbeddedUser
 
 HUMAN = "human"
@@ -150,7 +150,7 @@ async def play_jobs(
         rollout = Rollout(dialogue, user, derive(job.seed, "user"), derive(job.seed, "policy"))
         began = time.perf_counter()
         with counting() as usage:
-            await lead(rollout, policy, pace.deadline)
+            await play_dialogue(rollout, policy, pace.deadline)
         seconds = time.perf_counter() - began
         transcript = record(dialogue, policy=policy.spec, user=identity, prompt=policy.prompt_hash, seed=job.seed)
         on_dialogue(

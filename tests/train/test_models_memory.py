@@ -172,7 +172,7 @@ def test_seven_billion_parameters_with_adapters() -> None:
     assert of_large(lora=32).peak > found.peak + 30 * 10**9
     four = of_large(lora=32, gradient_checkpointing=True, quantize="4bit", device_memory_gb=24)
     assert gigabytes(four)["weights"] == pytest.approx(5.55, abs=0.05) and four.fits
-    assert gigabytes(four)["a layer, unpacked"] == pytest.approx(2 * 3584 * 18_944 / 1e9)
+    assert gigabytes(four)["largest layer, dequantized"] == pytest.approx(2 * 3584 * 18_944 / 1e9)
     ppo = gigabytes(of_large(lora=32, gradient_checkpointing=True, algo="ppo"))
     assert ppo["critic"] == pytest.approx(ppo["adapters"], rel=1e-3)
 

@@ -255,7 +255,7 @@ def test_the_last_checkpoints_are_kept(base: Path, tmp_path: Path, keep: int) ->
 def test_there_is_always_a_checkpoint_from_before_the_window(tmp_path: Path) -> None:
     checkpoints, recent = Checkpoints(tmp_path), 6
     for step in range(1, 60):
-        checkpoints.of(step).mkdir()
+        checkpoints.path(step).mkdir()
         checkpoints.prune(2, recent)
         kept = sorted(int(path.name[5:]) for path in tmp_path.iterdir())
         assert kept[-2:] == [max(1, step - 1), step] if step > 1 else [1]

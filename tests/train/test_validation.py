@@ -128,10 +128,10 @@ def metrics_of(score: float) -> dict[str, float]:
 
 def test_the_best_is_kept(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Best("vanilla")
-    assert [best.take(step, metrics_of(score)) for step, score in enumerate((0, 30, 20, 30, 31), 1)] == [
+    assert [best.observe(step, metrics_of(score)) for step, score in enumerate((0, 30, 20, 30, 31), 1)] == [
         True, True, False, False, True,
     ]  # fmt: skip
-    assert not best.take(6, {"reward": 1.0}) and (best.step, best.last_step) == (5, 5)
+    assert not best.observe(6, {"reward": 1.0}) and (best.step, best.last_step) == (5, 5)
     assert score_of(metrics_of(50), "vanilla") == Score(50, 45, 55) and score_of(metrics_of(50), "challenging") is None
 
     scores = iter((40.0, 60.0, 50.0, 20.0))
