@@ -126,9 +126,9 @@ def compare(setting: Setting, rounds: int, warmup: int, trl: bool) -> dict[str, 
     }
 
 
-def ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float, float]:
     """Median of the ratios round by round, with its quartiles."""
-    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     low, _, high = quantiles(ratios, n=4, method="inclusive")
     return median(ratios), low, high
 
@@ -247,8 +247,8 @@ def comparison_lines(comparison: dict[str, Any]) -> Iterator[str]:
     rows.append(("ours / whole floor, processor time", cpu["ours"], cpu["floor"], None))
     yield "| ratio, round by round | median (quartiles) | target |"
     yield "|---|---|---|"
-    for name, one, other, target in rows:
-        middle, low, high = ratio(one, other)
+    for name, numerators, denominators, target in rows:
+        middle, low, high = ratio(numerators, denominators)
         verdict = "-" if target is None else f"at most {target}: {'met' if middle <= target else '**missed**'}"
         yield f"| {name} | {middle:.2f} ({low:.2f}-{high:.2f}) | {verdict} |"
     if not best:

@@ -62,6 +62,6 @@ def last_handle(dialogue: Dialogue, turns: int | None = None) -> str:
     Args:
         turns: number of turns to look at; None looks at all.
     """
-    told = [dialogue.opening_fact, *(turn.reaction.fact for turn in dialogue.turns[:turns] if turn.reaction)]
+    told_facts = [dialogue.opening_fact, *(turn.reaction.fact for turn in dialogue.turns[:turns] if turn.reaction)]
     facts = dialogue.profile.story.facts
-    return next((facts[i].handle for i in reversed(told) if i is not None and facts[i].handle), "")
+    return next((facts[i].handle for i in reversed(told_facts) if i is not None and facts[i].handle), "")

@@ -174,8 +174,8 @@ def _digits() -> set[str]:
     return set(re.findall(r"\d", "".join(map(chr, range(0x20000)))))
 
 
-def _joined(left: set[str], right: set[str]) -> set[str] | None:
-    """Every string of `left` followed by every string of `right`; None if these are too many."""
-    if min(len(left), len(right)) > 1 and len(left) * len(right) > _MAX_STRINGS:
+def _joined(prefixes: set[str], suffixes: set[str]) -> set[str] | None:
+    """Every prefix followed by every suffix; None if these are too many."""
+    if min(len(prefixes), len(suffixes)) > 1 and len(prefixes) * len(suffixes) > _MAX_STRINGS:
         return None
-    return {first + second for first in left for second in right}
+    return {prefix + suffix for prefix in prefixes for suffix in suffixes}

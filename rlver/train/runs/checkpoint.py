@@ -140,11 +140,11 @@ class Checkpoints:
         checkpoints = self.all()
         limit = step_of(checkpoints[-1]) - recent
         older = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= limit]
-        kept = {*checkpoints[-keep:]}
+        retained = {*checkpoints[-keep:]}
         if recent:
-            kept |= {*older[-1:], *checkpoints[len(older) : len(older) + 1]}
+            retained |= {*older[-1:], *checkpoints[len(older) : len(older) + 1]}
         for checkpoint in checkpoints:
-            if checkpoint not in kept:
+            if checkpoint not in retained:
                 remove(checkpoint)
 
     def load(

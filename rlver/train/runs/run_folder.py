@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from rlver.core.data import digest
 from rlver.core.errors import RlverError
-from rlver.core.files import LOCK, locked_folder, read_file
+from rlver.core.files import LOCK, locked_folder, read_file, replace_file
 from rlver.train.config import TrainConfig
 
 _MAY_CHANGE = {
@@ -166,10 +166,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(file.name + ".part")
     with _explaining_errors(file):
-        part.write_bytes(content)
-        part.replace(file)
+        replace_file(file, content)
 
 
 @contextmanager

@@ -48,10 +48,10 @@ def repeated_share(reply: str, earlier: list[str], language: Language) -> tuple[
     return (len(own) - len(new)) / len(own), again
 
 
-def shared_pairs(reply: str, other: str, language: Language) -> float:
+def shared_pairs(reply: str, text: str, language: Language) -> float:
     """Share of the reply's word pairs that occur in another text, 0-1."""
     own = _grams(reply, language, 2)
-    return len(own & _grams(other, language, 2)) / len(own) if own else 0.0
+    return len(own & _grams(text, language, 2)) / len(own) if own else 0.0
 
 
 def copied_share(reply: str, utterances: list[str], language: Language) -> float:
