@@ -1,4 +1,4 @@
-"""`rlver leaderboard`, `compare`, `judges` and `rejudge`: what results allow to conclude about policies and judges."""
+"""`rlver leaderboard`, `compare`, `judges` and `rejudge`: statistically sound conclusions about policies and judges."""
 
 from __future__ import annotations
 

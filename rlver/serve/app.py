@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rlver.core.errors import CallFailed, RlverError
+from rlver.core.errors import CallFailed, RlverError, first_problem
 from rlver.serve.sessions import Conflict, NotFound, Session, Sessions
 from rlver.serve.streaming import Delta
 
@@ -62,7 +62,7 @@ class ChatRequest(BaseModel):
     session: str | None = None
     """For a simulated user: the session that the last message belongs to."""
     profile: str | None = None
-    """For a simulated user: the profile of a new conversation."""
+    """For a simulated user: the profile of a new session."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def make_app(sessions: Sessions | None, policies: Mapping[str, Generator], token
     """The application.
 
     Args:
-        sessions: conversations with a simulated user, which is offered as the model "sentient"; None offers none.
+        sessions: those of the simulated user, which is offered as the model "sentient"; None offers none.
         policies: trained policies by model name.
         token: bearer token that every request must carry; empty if none is needed.
     """
@@ -162,7 +162,7 @@ async def _converse(sessions: Sessions, body: ChatRequest) -> Response:
         # A client that does not use sessions begins with a greeting, which is not judged.
         session = await sessions.begin(body.profile, body.seed)
     else:
-        raise NotFound("this conversation was not held here; begin with one message, or name a session.")
+        raise NotFound("this dialogue was not held here; begin with one message, or name a session.")
     state = session.state()
     unjudged = session.dialogue.turns and session.dialogue.turns[-1].reaction is None
     utterance = "" if unjudged else session.utterance
@@ -259,7 +259,4 @@ def _error(status: int, message: str) -> Response:
 
 def _describe(error: Exception) -> str:
     """One sentence about an error in a request."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
-    return f"{error}."
+    return f"{first_problem(error) if isinstance(error, ValidationError) else error}."

@@ -1,4 +1,4 @@
-"""Conversations with a simulated user over a stateless protocol. Each is one dialogue with one profile.
+"""Sessions: dialogues with a simulated user over a stateless protocol.
 
 A client may name its session. A client that cannot is recognised by its history: the session whose messages equal those
 of the request goes on.
@@ -25,7 +25,7 @@ MOST_SESSIONS = 10_000
 """Largest number of sessions. Beyond it, the least recently used one is forgotten."""
 
 Messages = Sequence[tuple[str, str]]
-"""A conversation as (role, content) pairs, in which the simulated user is the assistant."""
+"""The messages of a dialogue as (role, content) pairs, in which the simulated user is the assistant."""
 
 
 class NotFound(RlverError):
@@ -33,11 +33,11 @@ class NotFound(RlverError):
 
 
 class Conflict(RlverError):
-    """The request does not fit the state of the conversation."""
+    """The request does not fit the state of the dialogue."""
 
 
 class Session:
-    """One conversation with a simulated user."""
+    """One dialogue of a client with a simulated user."""
 
     def __init__(self, dialogue: Dialogue, seed: int) -> None:
         self.id = secrets.token_urlsafe(12)
@@ -69,10 +69,10 @@ class Session:
 
 
 class Sessions:
-    """All conversations with one simulated user.
+    """All sessions with one simulated user.
 
     Args:
-        profiles: those that conversations can have. A conversation that names none gets the next one in turn.
+        profiles: those that sessions can have. A session whose request names none gets the next one in turn.
     """
 
     def __init__(self, user: User, profiles: Sequence[Profile], preset: Preset, seed: int = 0) -> None:
@@ -80,13 +80,13 @@ class Sessions:
         self._profiles = {profile.id: profile for profile in profiles}
         self._order = list(self._profiles)
         self._turn = 0
-        """Number of conversations that named no profile."""
+        """Number of sessions whose request named no profile."""
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._histories: OrderedDict[str, tuple[Session, int]] = OrderedDict()
         """Session and its number of turns, by the hash of the messages so far."""
 
     async def begin(self, profile: str | None = None, seed: int | None = None) -> Session:
-        """Begin a conversation.
+        """Begin a session.
 
         Args:
             profile: id of its profile; None takes the next one in turn.
@@ -148,13 +148,13 @@ class Sessions:
         """Pass a reply to the user and store the reaction.
 
         Raises:
-            Conflict: the conversation has ended.
-            CallFailed: the user failed, which ends the conversation.
+            Conflict: the dialogue has ended.
+            CallFailed: the user failed, which ends the dialogue.
         """
         async with session.lock:
             dialogue = session.dialogue
             if dialogue.stop is not None:
-                raise Conflict(f"this conversation has ended ({dialogue.stop}: {dialogue.stop.meaning}).")
+                raise Conflict(f"this dialogue has ended ({dialogue.stop}: {dialogue.stop.meaning}).")
             if not dialogue.reply(text):
                 return
             try:
