@@ -103,6 +103,7 @@ def evaluate(
             seed=seed,
             repeats=repeats,
             resume=resume,
+            temporary=out is None,
             pace=partial(pace_for, batch=batch, concurrency=concurrency, deadline=deadline),
             on_progress=on_progress,
         )

@@ -138,7 +138,7 @@ def test_judge_swap_on_the_recorded_dialogues(recorded: Path, capsys: pytest.Cap
     low, high = found["dialogues"]["ci95"]
     assert -1 <= low < found["dialogues"]["spearman"] < high <= 1 and found["dialogues"]["shift"] > 10
     assert main(["judges", str(recorded), str(recorded)]) == 0
-    assert "Over 8 models: Spearman 1.00" in capsys.readouterr().out
+    assert "Over 8 policies: Spearman 1.00" in capsys.readouterr().out
 
 
 def test_official_files_come_in_and_go_back(recorded: Path, tmp_path: Path) -> None:

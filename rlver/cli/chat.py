@@ -54,7 +54,7 @@ def chat(
 
       rlver chat --user openai:qwen3@http://localhost:8000/v1
 
-      rlver chat --language zh --profile zh-benchmark-2507-0000-...
+      rlver chat --language zh --profile zh-benchmark-2507-0000-zh-anniversary-game-absolve
     """
     from rich.console import Console
 
@@ -113,7 +113,7 @@ def _debrief(dialogue: Dialogue, console: Console) -> None:
     lines = {
         "End": meaning,
         "Emotion": f"{dialogue.preset.start:.0f} -> {dialogue.emotion:.0f}",
-        "Wanted, unsaid": f"{dialogue.profile.intention.meaning} ({dialogue.profile.intention})",
+        "Hidden intention": f"{dialogue.profile.intention.meaning} ({dialogue.profile.intention})",
         "Profile": dialogue.profile.id,
     }
     for label, value in lines.items():

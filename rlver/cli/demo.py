@@ -58,7 +58,7 @@ def demo(
 ) -> None:
     """Pretrain a tiny policy, train it on the emotions of simulated users, and benchmark it before and after.
 
-    The users of the benchmark have stories, names and wordings that do not occur in training, and one new topic.
+    The users of the benchmark have stories, names and phrasings that do not occur in training, and one new topic.
     A second run with the terminal reward of the paper trains beside the first one.
 
     Examples:

@@ -66,8 +66,9 @@ def score(
 ) -> None:
     """Compare the judge with the judge that recorded some dialogues.
 
-    The judge reads every reply with the recorded dialogue before it. Intervals are 95 % bootstrap intervals over
-    profiles.
+    The judge reads every reply with the recorded dialogue before it. The row "emotion left out" is
+    without the points for the emotion before the reply and for the last changes. Intervals are 95 % bootstrap intervals
+    over profiles.
 
     Examples:
 
@@ -142,7 +143,7 @@ def cross_validate(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge every recorded reply with weights fitted without its profile and without its model.
+    """Judge every recorded reply with weights that were fitted without its profile and without its model.
 
     There are five folds over profiles for every pair of held-out models. A second table holds out profiles only.
 
@@ -165,7 +166,7 @@ def profile_user(
         list[Path] | None,
         typer.Argument(
             metavar="FILE",
-            help=f"{TRANSCRIPTS_HELP} Both types of user judge their replies.  [default: dialogues with scripted "
+            help=f"{TRANSCRIPTS_HELP} Both user types judge their replies.  [default: dialogues with scripted "
             "supporters]",
             show_default=False,
         ),
@@ -175,7 +176,7 @@ def profile_user(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how accepting and how open the two types of user are (RLVER paper, section 4.3).
+    """Measure how accepting and how open the two user types are (RLVER paper, section 4.3).
 
     Acceptance is the share of replies that raise the emotion. Both types judge the same replies in the same dialogues.
     Openness is how clearly attitude, thoughts and needs show in what the users say (0-10), in dialogues with the same
@@ -228,7 +229,7 @@ def redteam(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Let scripted cheats, and three honest supporters, talk to both types of user. Exit code 1 if a limit is broken.
+    """Let scripted cheats, and three honest supporters, talk with both user types. Exit code 1 if a limit is broken.
 
     Example:
 
@@ -336,7 +337,7 @@ def _model_report(models: Result) -> Report:
 
 def _score_report(result: Result) -> Report:
     yield f"{result['n']} judged replies of {result['dialogues']} dialogues, weights {result['weights']}\n"
-    yield _measures_table("", {"turn": result["turn"], "turn, reply alone": result["turn_without_score"]})
+    yield _measures_table("", {"all cues": result["turn"], "emotion left out": result["turn_without_score"]})
     for title, key in (("intention", "by_intention"), ("band", "by_band")):
         table = Table(Column(title, "name"), Column("replies"), Column("Pearson"), Column("same sign"))
         for name, part in result[key].items():
@@ -358,7 +359,7 @@ def _cross_validation_report(result: Result) -> Report:
     yield f"{result['n']} replies, {result['models']} models, {result['profiles']} profiles, {result['fits']} fits"
     for name, title in (("unseen_models", "Model and profile unseen"), ("seen_models", "Profile unseen, model seen")):
         yield ""
-        yield _measures_table(title, {"turn": result[name]["turn"]})
+        yield _measures_table(title, {"all cues": result[name]["turn"]})
         yield from _model_report(result[name]["models"])
 
 

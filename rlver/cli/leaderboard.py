@@ -136,7 +136,7 @@ def judges(
     """Measure how well two judges agree: rank correlations over policies (if there are three) and over dialogues.
 
     Runs are matched by name, dialogues by run and profile. Each judge also played its own user here, so the dialogues
-    differ, too. With `rejudge` two judges judge the very same dialogues.
+    differ, too. `rlver rejudge` lets another judge judge the same dialogues.
 
     Example:
 
@@ -163,15 +163,15 @@ def judges(
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
         return
-    for key in ("models", "dialogues"):
+    for key, name in (("models", "policies"), ("dialogues", "dialogues")):
         if part := result.get(key):
             (low, high), (shift_low, shift_high) = part["ci95"], part["shift_ci95"]
             show(
-                f"Over {part['n']} {key}: Spearman {part['spearman']:.2f} (95 %: {low:.2f} to {high:.2f}); "
-                f"the second gives {part['shift']:+.1f} points (95 %: {shift_low:+.1f} to {shift_high:+.1f})."
+                f"Over {part['n']} {name}: Spearman {part['spearman']:.2f} (95 %: {low:.2f} to {high:.2f}); "
+                f"the second judge gives {part['shift']:+.1f} points (95 %: {shift_low:+.1f} to {shift_high:+.1f})."
             )
     if "models" not in result:
-        show(f"Both have only {len(common)} runs ({', '.join(common)}); a rank correlation over models needs 3.")
+        show(f"Both have only {len(common)} runs ({', '.join(common)}); a rank correlation over policies needs 3.")
 
 
 def rejudge(

@@ -28,9 +28,8 @@ _INSTALL = {
 
 app = typer.Typer(
     name="rlver",
-    help="Train and evaluate language models as supportive conversation partners. A simulated user's emotion is the "
-    "reward.",
-    epilog="Start with `rlver demo`, which trains and evaluates a tiny policy in some minutes, or with `rlver chat`, "
+    help="Train and evaluate dialogue models. The emotion of a simulated user is the reward and the score.",
+    epilog="Start with `rlver demo`, which trains and evaluates a tiny policy in a few minutes, or with `rlver chat`, "
     "where you reply to a simulated user yourself. `rlver COMMAND --help` explains a command with examples. "
     "`rlver --install-completion` lets your shell complete commands and options with the Tab key.",
     no_args_is_help=True,

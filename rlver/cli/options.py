@@ -20,8 +20,8 @@ USERS = ["embedded", "vanilla", "challenging", "openai:", "any:"]
 """How specs of users begin, for completion."""
 UserOption = Annotated[str, typer.Option("--user", metavar="SPEC", help=USER_HELP, autocompletion=lambda: USERS)]
 USER_TYPE_HELP = (
-    "Character of the simulated users. vanilla: they hint at what they need; challenging: they do not, and are harder "
-    "to please."
+    "Type of the simulated users. vanilla: they hint at what they need; challenging: they do not, and are harder to "
+    "please."
 )
 UserTypeOption = Annotated[UserType, typer.Option("--user-type", help=USER_TYPE_HELP)]
 PRESET_HELP = f"Rules for the emotion and for the end of a dialogue: {', '.join(PRESETS)}."

@@ -50,7 +50,8 @@ def show_plan(config: TrainConfig, as_json: bool) -> None:
     _print(config, plan)
     if not embedded:
         typer.echo(
-            f"Caution: {config.user} may have longer utterances than the embedded user, whose utterances were counted."
+            f"Caution: the utterances of {config.user} may be longer than those of the embedded user, which were "
+            "counted."
         )
     made_for = getattr(shape.get_text_config(), "max_position_embeddings", None)
     if made_for and plan.longest.sample > made_for:
@@ -71,9 +72,9 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
     if plan.host:
         typer.echo(f"In the memory of the CPU: {plan.host / 1e9:.2f} GB more.")
     typer.echo(
-        f"Longest dialogue: {length.sample} tokens, of which {length.trained} are trained. System prompt and first "
-        f"utterance have {length.opening}, each of {length.replies} replies {length.max_tokens}, each later utterance "
-        f"{length.utterance} (the longest of {length.heard}). A step has {config.batch} dialogues."
+        f"Longest dialogue: {length.sample} tokens ({length.opening} in the system prompt and the first utterance, "
+        f"{length.max_tokens} in each of {length.replies} replies, {length.utterance} in each later utterance, the longest "
+        f"of {length.heard}). {length.trained} of these tokens are trained. A step has {config.batch} dialogues."
     )
     if plan.capacity is None and plan.device == "cpu":
         typer.echo("To plan for a GPU that this machine does not have: --set device_memory_gb=24.")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from rlver.cli.build_profiles import build
+from rlver.cli.console import make_console
 from rlver.cli.console import show as print_all
 from rlver.cli.options import JsonOption, LanguageOption, SeedOption
 from rlver.core.profile import Intention, Language, Profile
@@ -30,6 +31,9 @@ SplitOption = Annotated[
     Split,
     typer.Option("--split", help="Which stories. No story is in two splits, and benchmark has a topic of its own."),
 ]
+
+_WIDEST_PROSE = 100
+"""Characters of a line of prose, in a pipe and in a wide terminal."""
 
 
 def register(app: typer.Typer) -> None:
@@ -126,8 +130,8 @@ def show(
         "facts": "\n".join(facts),
         "opening": profile.opening,
     }
-    # Long texts wrap beside their labels, so this is not a table of lines.
-    grid = Grid(show_header=False, box=None, padding=(0, 1))
+    # Long texts wrap beside their labels, so this is not a table of lines. A pipe has no width of its own to wrap at.
+    grid = Grid(show_header=False, box=None, padding=(0, 1), width=min(make_console().width, _WIDEST_PROSE))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
     for label, value in rows.items():

@@ -63,6 +63,7 @@ class Suite:
         folder: where the logs and `results.json` are written.
         repeats: number of dialogues per profile.
         resume: continue the logs in the folder. Failed dialogues are played again.
+        temporary: the folder is deleted afterwards, so an error does not promise that it can be continued.
         pace: chooses how many dialogues of an entry are in progress at the same time, and their deadline.
         prices: what tokens cost; None means the prices of the package.
         on_progress: called whenever a dialogue ends.
@@ -76,6 +77,7 @@ class Suite:
         seed: int = 0,
         repeats: int = 1,
         resume: bool = False,
+        temporary: bool = False,
         pace: Callable[[Policy, User], Pace] = pace_for,
         prices: Prices | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -83,7 +85,7 @@ class Suite:
         self.folder, self.preset, self.seed, self.repeats = folder, preset, seed, repeats
         self.transcripts: dict[str, list[Transcript]] = {}
         """The dialogues of each entry that has run, by its label."""
-        self._resume, self._pace, self._prices = resume, pace, prices or Prices()
+        self._resume, self._temporary, self._pace, self._prices = resume, temporary, pace, prices or Prices()
         self._on_progress = on_progress or (lambda _: None)
         self._fluency_check: FluencyCheck | None = None
 
@@ -138,6 +140,8 @@ class Suite:
             try:
                 run_to_log(jobs, entry.policy, entry.user, self.preset, pace, log, on_dialogue)
             except RlverError as error:
+                if self._temporary:
+                    raise
                 raise RlverError(
                     f"{str(error).rstrip('.')}; {len(log.scored)} of {len(jobs)} dialogues are kept in {path}, "
                     "continue with --resume."

@@ -70,7 +70,8 @@ class Evaluation:
         low, high = self.ci95
         return (
             f"Evaluation({self.result.policy!r}: score {self.score:.1f} (95 %: {low:.1f} to {high:.1f}), "
-            f"success {self.success:.0%}, failure {self.failure:.0%}, {self.summary.n} dialogues, {self.errors} failed)"
+            f"success {self.success:.0%}, failure {self.failure:.0%}, {self.summary.n} dialogues, "
+            f"{self.errors} unscored)"
         )
 
 
