@@ -36,7 +36,7 @@ def main() -> None:
     """Parse, run, write."""
     chosen = arguments(__doc__, "combinations", steps=30)
     combinations = itertools.product(("ppo", "grpo"), (False, True), ("vanilla", "challenging"))
-    found = for_all(combinations, chosen, lambda key, seed: measure(*key, seed, chosen.steps, chosen.runs))
+    rows_by_key = for_all(combinations, chosen, lambda key, seed: measure(*key, seed, chosen.steps, chosen.runs))
     lines = [
         "Scores on the 100 held-out profiles (preset sage), mean over seeds (each seed in brackets), base -> trained.",
         "Published: Qwen2.5-7B with DeepSeek-V3 as user; scores of different users do not compare.",
@@ -44,7 +44,7 @@ def main() -> None:
         "| algo | think | trained with | vanilla users | fit | fluent | challenging users | published |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (algo, think, user_type), rows in found.items():
+    for (algo, think, user_type), rows in rows_by_key.items():
         published = PUBLISHED.get((algo, think, user_type))
         beside = ", ".join("-" if score is None else str(score) for score in published) if published else "-"
         lines.append(
@@ -52,7 +52,7 @@ def main() -> None:
             f"| {share_cell(rows, 'fit')} | {share_cell(rows, 'fluent')} | {score_cell(rows, 'challenging')} "
             f"| {beside} |"
         )
-    flat = [row for rows in found.values() for row in rows]
+    flat = [row for rows in rows_by_key.values() for row in rows]
     write("combinations", chosen, "Eight combinations, tiny policy, English", lines, flat)
 
 

@@ -1,9 +1,9 @@
-"""Whom to meet when: challenging users from the start, vanilla ones throughout, or a curriculum; several seeds each.
+"""Which users to train with, and when: challenging ones from the start, vanilla ones throughout, or a curriculum.
 
     python benchmarks/curriculum.py --steps 60 --seeds 0 1 2 --jobs 2
 
-The tiny policy, GRPO, English. Each run is benchmarked on the 100 held-out profiles with vanilla and with challenging
-users. A run that is done already is not done again. Writes benchmarks/results/curriculum.{json,md}.
+The tiny policy, GRPO, English, several seeds. Each run is benchmarked on the 100 held-out profiles with vanilla and
+with challenging users. A run that is done already is not done again. Writes benchmarks/results/curriculum.{json,md}.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
         flags = [flag.replace("{SCHEDULE}", schedule) for flag in WAYS[way]]
         return train_and_bench(f"{way.replace(' ', '-')}-seed{seed}", flags, seed, chosen.steps, chosen.runs)
 
-    found = for_all(WAYS, chosen, measure)
+    rows_by_way = for_all(WAYS, chosen, measure)
     lines = [
         "Scores on the 100 held-out profiles (preset sage), mean over seeds (each seed in brackets), base -> trained.",
         "",
@@ -39,10 +39,10 @@ def main() -> None:
         *(
             f"| {way} | {score_cell(rows, 'vanilla')} | {share_cell(rows, 'fit')} | {share_cell(rows, 'fluent')} "
             f"| {score_cell(rows, 'challenging')} |"
-            for way, rows in found.items()
+            for way, rows in rows_by_way.items()
         ),
     ]
-    write("curriculum", chosen, "Whom to meet when: tiny policy, GRPO, English", lines, found)
+    write("curriculum", chosen, "Whom to meet when: tiny policy, GRPO, English", lines, rows_by_way)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ POLICIES = {
 }
 
 
-def row(name: str, found: dict[str, Any]) -> str:
+def row(name: str, result: dict[str, Any]) -> str:
     """One policy as a line of a table."""
-    low, high = found["ci95"]
-    shares = " | ".join(f"{100 * found[key]:.0f} %" for key in ("success", "failure", "fit", "fluent"))
-    return f"| {name} | {found['score']:.1f} ({low:.1f}-{high:.1f}) | {shares} |"
+    low, high = result["ci95"]
+    shares = " | ".join(f"{100 * result[key]:.0f} %" for key in ("success", "failure", "fit", "fluent"))
+    return f"| {name} | {result['score']:.1f} ({low:.1f}-{high:.1f}) | {shares} |"
 
 
 def scores(summary: dict[str, Any], shown: list[str], intention: str) -> str:
@@ -35,7 +35,7 @@ def scores(summary: dict[str, Any], shown: list[str], intention: str) -> str:
 
 def tables(summary: dict[str, Any]) -> list[str]:
     """The tables of one demo."""
-    where = f"{summary['n']} held-out profiles, {summary['user']} users, preset {summary['preset']}"
+    where = f"{summary['n']} held-out profiles, {summary['user_type']} users, preset {summary['preset']}"
     baselines = {name.removeprefix("scripted:"): score for name, score in summary["baselines"].items()}
     shown = [key for key in POLICIES if key in summary]
     return [

@@ -56,7 +56,7 @@ SHAPES["7B"] |= {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embed
 LARGE = Setting(dialogues=64, turns=3, tokens=64, said=64, micro=8)
 SMALL = Setting(dialogues=8, turns=2, tokens=8, said=8, micro=4)
 MICRO = {"0.5B": 32, "1.5B": 16, "7B": 4}
-"""Dialogues of a micro-batch on a GPU: as many as leave room for the rest."""
+"""Dialogues of a micro-batch on a GPU: as many as fit beside weights, gradients and optimizer state."""
 RANK = 16
 
 
@@ -82,7 +82,7 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
     """Measure one row in this process.
 
     Raises:
-        RuntimeError: LoRA is not to be had; the device has too little memory.
+        RuntimeError: LoRA is not available, or the device has too little memory.
     """
     model, extra = prepare(shape, kind, setting, device)
     side = Ours(setting, model, **extra)
@@ -98,7 +98,7 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
     counts, generated = side.count(), []
     profiles = [p for p in profiles_of(setting) for _ in range(setting.group)]
     model.eval()
-    # Whatever the first call sets up.
+    # A warm-up: the first call sets things up.
     play_with_generate(model, replace(setting, turns=1, tokens=4), profiles, keep=True)
     timed(lambda: play_with_generate(model, setting, profiles, keep=True), generated, device)()
     rollout, update, step_s = (median(times[1:]) for times in (spent["rollout"], spent["update"], whole))
@@ -115,7 +115,7 @@ def measure(shape: str, kind: str, setting: Setting, device: str, steps: int) ->
 
 
 def prepare(shape: str, kind: str, setting: Setting, device: str) -> tuple[Any, dict[str, Any]]:
-    """The model as it is trained, and what the trainer's configuration must say of it."""
+    """The model as it is trained, and the settings of the trainer that it needs."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -188,16 +188,16 @@ def work(model: Any, kind: str, setting: Setting, passed: int, trained: int) -> 
 def matrix_rate(device: str) -> float:
     """Operations a second of a square matrix product in bf16: the best of several."""
     size = 8192 if device == "cuda" else 512
-    one = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     times: list[float] = []
-    multiply = timed(lambda: one @ one, times, device)
+    multiply = timed(lambda: matrix @ matrix, times, device)
     for _ in range(12):
         multiply()
     return 2 * size**3 / min(times)
 
 
 def peak_bytes(device: str) -> float:
-    """Most memory that was ever in use."""
+    """Peak memory in bytes."""
     if device == "cuda":
         return float(torch.cuda.max_memory_allocated())
     return peak_memory()
@@ -208,9 +208,9 @@ def setting_of(shape: str, device: str) -> Setting:
     return replace(LARGE, micro=MICRO.get(shape, LARGE.micro)) if device == "cuda" else SMALL
 
 
-def run_row(shape: str, kind: str, options: argparse.Namespace, left: float) -> Row | str:
-    """Measure one row in a process of its own; returns why not if it fails."""
-    if left < 20:
+def run_row(shape: str, kind: str, options: argparse.Namespace, seconds: float) -> Row | str:
+    """Measure one row in a process of its own, within some seconds. Returns the reason if it fails."""
+    if seconds < 20:
         return "not measured: time was up"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
@@ -218,7 +218,7 @@ def run_row(shape: str, kind: str, options: argparse.Namespace, left: float) -> 
         try:
             done = subprocess.run(
                 [*command, "--row", f"{shape}:{kind}", "--out", str(out)],
-                stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, timeout=left, check=False,
+                stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, timeout=seconds, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return "not measured: time was up"
@@ -230,18 +230,18 @@ def run_row(shape: str, kind: str, options: argparse.Namespace, left: float) -> 
     return "out of memory" if "OutOfMemory" in last else f"not measured: {last.split(': ', 1)[-1][:120]}"
 
 
-def tell(rows: dict[tuple[str, str], Row | str]) -> Iterator[str]:
-    """The table, as Markdown. Whatever did not run is said not to be measured."""
+def table_lines(rows: dict[tuple[str, str], Row | str]) -> Iterator[str]:
+    """The table, as Markdown. Rows that did not run say so."""
     yield "| model | trained | rollout, tokens/s | `generate`, tokens/s | update, tokens/s | share of the matrix rate |"
     yield "|---|---|---|---|---|---|"
-    rest = [
+    second_table = [
         "| model | trained | step, s | peak memory, GB | bf16 matrix rate, TFLOP/s | device |",
         "|---|---|---|---|---|---|",
     ]
     for (shape, kind), row in rows.items():
         if isinstance(row, str):
             yield f"| {shape} | {kind} | {row} | | | |"
-            rest.append(f"| {shape} | {kind} | {row} | | | |")
+            second_table.append(f"| {shape} | {kind} | {row} | | | |")
             continue
         times, share = row.sampled_rate / row.generate_rate, row.flops / row.matrix_flops
         shown = f"{100 * share:.0f} %" if share <= 1 else "none: bf16 is emulated"
@@ -250,9 +250,9 @@ def tell(rows: dict[tuple[str, str], Row | str]) -> Iterator[str]:
             f"{row.trained_rate:,.0f} | {shown} |"
         )
         rate = row.matrix_flops / 1e12
-        rest.append(f"| {shape} | {kind} | {row.step_s:.2f} | {row.peak_gb:.2f} | {rate:.3g} | {row.device} |")
+        second_table.append(f"| {shape} | {kind} | {row.step_s:.2f} | {row.peak_gb:.2f} | {rate:.3g} | {row.device} |")
     yield ""
-    yield from rest
+    yield from second_table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["0.5B", "1.5B", "7B"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--steps", type=int, default=2, help="steps that count, after one that does not (default: 2)")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no row goes on after this (default: 8.5)")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time limit for all rows (default: 8.5)")
     parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{setting.turns} turns x {setting.tokens} tokens (the user's lines: {setting.said}), micro-batches of "
         f"{micro}, LoRA of rank {RANK}; torch {torch.__version__}, transformers {version('transformers')}.\n"
     )
-    table = "\n".join([head, *tell(rows)]) + "\n"
+    table = "\n".join([head, *table_lines(rows)]) + "\n"
     print(table)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from rlver.core.transcript import read_transcripts
 from rlver.evaluation.compare import compare
 from rlver.tiny.pretrain import PretrainConfig, pretrain
 
-# Few steps at high rates, most of them on whole talks: those are what the training goes on from.
+# Few steps at high rates, most of them on whole dialogues, because training continues from those.
 BASE = PretrainConfig(
     hint_steps=60, exchange_steps=40, short_steps=90, steps=160, dialogues=300, lr=4e-3, matrix_lr=1e-2
 )

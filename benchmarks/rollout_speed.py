@@ -132,11 +132,11 @@ def compare(name: str, variants: dict[str, Callable[[], int]], repeats: int, wal
         tokens = once()
         measured[variant].append((time.perf_counter() - start, time.process_time() - cpu, tokens))
     medians = {variant: [median(column) for column in zip(*runs, strict=True)] for variant, runs in measured.items()}
-    one, other = (figures[0 if wall else 1] for figures in medians.values())
+    first, second = (figures[0 if wall else 1] for figures in medians.values())
     figures = (f"{v} {s:.2f} s ({cpu:.2f} s CPU, {n:,.0f} tokens)" for v, (s, cpu, n) in medians.items())
-    print(f"{name}\n    {', '.join(figures)}; ratio {one / other:.2f}", flush=True)
+    print(f"{name}\n    {', '.join(figures)}; ratio {first / second:.2f}", flush=True)
     keys = ("seconds", "processor_seconds", "tokens")
-    return {"case": name, "ratio": one / other} | {v: dict(zip(keys, f, strict=True)) for v, f in medians.items()}
+    return {"case": name, "ratio": first / second} | {v: dict(zip(keys, f, strict=True)) for v, f in medians.items()}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: train policies, measure them before and after with both users."""
+"""Shared by the benchmarks of training: train policies, and benchmark them before and after with both user types."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def arguments(text: str | None, name: str, steps: int) -> argparse.Namespace:
 def for_all(
     keys: Iterable[K], chosen: argparse.Namespace, measure: Callable[[K, int], dict[str, Any]]
 ) -> dict[K, list[dict[str, Any]]]:
-    """The rows of every key, one a seed; several runs at once."""
+    """The rows of every key, one per seed. Several runs go on at the same time."""
     keys = list(keys)
     with ThreadPoolExecutor(chosen.jobs) as pool:
         jobs = {(key, seed): pool.submit(measure, key, seed) for seed in chosen.seeds for key in keys}
@@ -74,8 +74,8 @@ def train_and_bench(name: str, flags: Sequence[str], seed: int, steps: int, root
             policies = ["--policy", str(folder / "base"), "--policy", str(folder / "policy")]
             options = ["--user-type", tested, "--seed", str(seed), "--out", str(file.parent), "--json"]
             rlver("bench", *policies, *options, log=log)
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for stage, result in zip(("base", "trained"), found["policies"], strict=True):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        for stage, result in zip(("base", "trained"), results["policies"], strict=True):
             summary = {key: result["summary"][key] for key in ("score", "ci95", "success", "failure")}
             row[f"{tested}/{stage}"] = summary | {key: result[key] for key in ("fit", "fluent")}
     print(name, {tested: round(row[f"{tested}/trained"]["score"], 1) for tested in USERS}, flush=True)

@@ -34,7 +34,7 @@ class Rollout(NamedTuple):
     policy_seed: int
 
 
-async def lead(rollout: Rollout, policy: Policy, deadline: float | None = None) -> None:
+async def play_dialogue(rollout: Rollout, policy: Policy, deadline: float | None = None) -> None:
     """Play one dialogue from its opening to its end.
 
     If either side raises `CallFailed`, the dialogue ends as failed, without a score. Other exceptions are passed on.
@@ -99,14 +99,14 @@ async def play_async(
     ]
     ended = 0
 
-    async def lead_one(rollout: Rollout) -> None:
+    async def play_one(rollout: Rollout) -> None:
         nonlocal ended
-        await lead(rollout, policy, deadline)
+        await play_dialogue(rollout, policy, deadline)
         ended += 1
         if on_end:
             on_end(ended)
 
-    await for_each(rollouts, lead_one, slots)
+    await for_each(rollouts, play_one, slots)
     return [rollout.dialogue for rollout in rollouts]
 
 
@@ -175,9 +175,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(copy_context().run, asyncio.run, in_thread())
+        future = thread.submit(copy_context().run, asyncio.run, in_thread())
         try:
-            return result.result()
+            return future.result()
         except KeyboardInterrupt:
             loop, task = started.result()
             with suppress(RuntimeError):  # the loop is closed: the work has ended by itself

@@ -29,7 +29,7 @@ def revision() -> str:
 
     It is empty if the package does not run from a git checkout of its own, or if git is missing or too slow.
     """
-    if not (_ROOT / ".git").exists():  # an installed package may lie inside of somebody else's checkout
+    if not (_ROOT / ".git").exists():  # an installed package may lie inside another project's checkout
         return ""
     command = ["git", "--no-optional-locks", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+dirty"]
     # Inside a git hook, such variables name another repository.

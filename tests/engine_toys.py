@@ -26,7 +26,7 @@ def profiles(count: int) -> list[Profile]:
 
 
 class Toy:
-    """A user who answers at once with utterances of different lengths, and says goodbye after two to five replies."""
+    """A user that answers at once with utterances of different lengths, and says goodbye after two to five replies."""
 
     identity = "toy"
 

@@ -138,7 +138,7 @@ def test_failing_functions_are_counted_and_cost_nothing_else() -> None:
         ({"policy": lambda messages: 3}, "int"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: dict[str, object], message: str) -> None:
+def test_bad_input_gets_one_sentence(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(rlver.RlverError, match=message):
         rlver.evaluate(**({"n": 2} | arguments))  # type: ignore[arg-type]
 

@@ -61,7 +61,7 @@ def test_every_import_points_down() -> None:
 
 
 def test_every_storey_exists() -> None:
-    """A name that is left over after a move would let an import pass unseen."""
+    """A storey without modules would be a leftover, and hide wrong imports."""
     assert {_place(module) for module in _modules()} == set(STOREYS)
 
 

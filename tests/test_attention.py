@@ -1,4 +1,4 @@
-"""Decoding without repeated keys says what the model's own attention says, and leaves the model as it was."""
+"""Decoding without repeated keys gives what the model's own attention gives, and leaves the model as it was."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_generate_plays_the_same_dialogues_and_marks_what_it_sampled(
         assert len(prompt + completion) == len(whole) == len(plan.ids)
 
 
-def test_a_straight_line_is_told_from_a_bent_one() -> None:
+def test_a_fit_distinguishes_a_line_from_a_curve() -> None:
     fit = importlib.import_module("vs_trl").fit
     assert fit([(1, 3.0), (2, 5.0), (4, 9.0)]) == pytest.approx((2.0, 1.0, 1.0))
     assert fit([(x, float(x**3)) for x in range(9)])[2] < 0.95
@@ -149,5 +149,5 @@ def test_the_work_of_an_update_is_what_a_counter_counts(sides: ModuleType, setti
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         floor.update([])
     counts = floor.count()
-    told = gpu.work(floor.model, "full", setting, counts.passed, counts.trained)
-    assert told == pytest.approx(counter.get_total_flops(), rel=0.1)
+    operations = gpu.work(floor.model, "full", setting, counts.passed, counts.trained)
+    assert operations == pytest.approx(counter.get_total_flops(), rel=0.1)

@@ -199,7 +199,7 @@ def test_new_weights_are_sampled_from(model: Any, tokenizer: Any) -> None:
 
 
 def begun(who: LocalPolicy, *replies: str) -> Dialogue:
-    """A dialogue whose first replies somebody else gave; it waits for the next one."""
+    """A dialogue whose first replies come from elsewhere, and which waits for the next one."""
     dialogue = Dialogue(profiles(1)[0], PATIENT, who.think)
     dialogue.begin("Why?")
     for reply, utterance in zip(replies, WORDS, strict=False):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlver.cli.main import main
+from rlver.core.correlation import spearman
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.core.profile import Intention
@@ -21,7 +22,7 @@ from rlver.stories.generate import benchmark_profiles, generate
 from rlver.users.calibration import redteam
 from rlver.users.calibration.cross_validation import cross_validate
 from rlver.users.calibration.fit import Design, fit
-from rlver.users.calibration.measures import model_measures, predict, spearman
+from rlver.users.calibration.measures import model_measures, predict
 from rlver.users.calibration.recorded import JudgedReply, RecordedDialogue, judged_replies, read_ids, read_recorded
 from rlver.users.embedded.judge import STATE, STEPS
 from rlver.users.embedded.user import EmbeddedUser
@@ -78,12 +79,12 @@ def official_record(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_judgement_of_a_replayed_dialogue_is_the_judgement_it_was_recorded_with(rows: list[JudgedReply]) -> None:
-    """Our own user, replayed over its own talks, gives every change again: nothing is lost in a transcript."""
+    """The embedded user, replayed on its own transcripts, repeats every change, so transcripts lose nothing."""
     assert [p.change for p in predict(rows, default_weights())] == [row.change for row in rows]
     assert len(rows) > 200 and {row.model for row in rows} == set(MODELS)
 
 
-def test_what_is_fitted_is_found(rows: list[JudgedReply]) -> None:
+def test_a_fit_recovers_known_points(rows: list[JudgedReply]) -> None:
     """Changes made from known points come back out of the fit, whatever the level of each model."""
     rng = random.Random(0)
     level = {model: 3.0 * k for k, model in enumerate(MODELS)}
@@ -165,9 +166,9 @@ def test_score_and_explain_on_the_command_line(
 def test_a_fit_can_be_used(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fit" / "weights.json"
     code, text, _ = run(capsys, "judge", "fit", str(folder), "--language", "en", "--out", str(out), "--json")
-    told = json.loads(text)
+    summary = json.loads(text)
     weights = read_weights(out)
-    assert code == 0 and told["weights"] == weights.mark and told["files"] == sorted(MODELS)
+    assert code == 0 and summary["weights"] == weights.mark and summary["files"] == sorted(MODELS)
     again = tmp_path / "again.json"
     assert main(["judge", "fit", str(folder), "--language", "en", "--out", str(again)]) == 0
     assert again.read_bytes() == out.read_bytes()
@@ -200,7 +201,7 @@ def test_an_official_transcript_is_replayed_with_its_own_scores(tmp_path: Path) 
     assert dialogue.profile.persona.character == "avoidant"
     (row,) = judged_replies([dialogue])  # the last reply was never judged
     assert (
-        (row.score, row.change) == (40, 10)
+        (row.emotion, row.change) == (40, 10)
         and row.observation.reply["listen"] > 0
         and row.observation.reply["echo"] > 0
     )
@@ -227,7 +228,7 @@ def test_weights_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_cheats_lose_and_the_honest_win(language: Any) -> None:
+def test_cheats_stay_below_and_honest_policies_above_their_limits(language: Any) -> None:
     profiles = generate(language, "benchmark", 8, 2507)
     found = redteam.run(profiles)
     assert found["failed"] == []
@@ -237,7 +238,7 @@ def test_cheats_lose_and_the_honest_win(language: Any) -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_long_kindness_for_everyone_does_not_pay(language: Any) -> None:
-    """The nearest to its limit of all cheats, so it is played on the whole benchmark."""
+    """This cheat comes nearest to its limit, so it plays the whole benchmark."""
     name = "long and kind to everyone"
     policy = redteam.TacticPolicy(name, redteam.cheats(language, "vanilla")[name])
     user = EmbeddedUser(language, "vanilla", "heldout")
@@ -245,7 +246,7 @@ def test_long_kindness_for_everyone_does_not_pay(language: Any) -> None:
     assert 100 * np.mean([dialogue.reward for dialogue in dialogues]) <= redteam.LIMIT
 
 
-def test_the_red_team_fails_a_judge_that_can_be_bought() -> None:
+def test_the_red_team_detects_a_judge_that_is_easily_pleased() -> None:
     """A judge whose weights give everybody ten points breaks every limit, and the command says so."""
     bought = default_weights().model_copy(update={"base": dict.fromkeys(Intention, 60.0)})
     found = redteam.run(generate("en", "benchmark", 2), user_types=("vanilla",), weights=bought)

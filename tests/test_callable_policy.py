@@ -104,7 +104,7 @@ def test_a_deadline_interrupts_an_async_function() -> None:
     assert {dialogue.stop for dialogue in lead(CallablePolicy(slow), deadline=0.05)} == {StopReason.ERROR}
 
 
-def test_a_return_value_that_is_no_string_ends_the_run() -> None:
+def test_a_return_value_other_than_a_string_ends_the_run() -> None:
     with pytest.raises(RlverError, match=r"^callable:lambda: .* it returned NoneType\.$"):
         lead(CallablePolicy(lambda messages: None))  # type: ignore[arg-type, return-value]
 
@@ -138,7 +138,7 @@ class Mine:
         return Reply.parse("Hi.", False)
 
 
-def test_what_stands_for_a_policy() -> None:
+def test_as_policy_accepts_specs_objects_and_functions() -> None:
     assert isinstance(as_policy("scripted:hedge", "en"), ScriptedPolicy)
     mine = Mine()
     assert as_policy(mine, "en") is mine
@@ -167,7 +167,7 @@ class Clerk:
         return Reaction(change=10, utterance="Goodbye.")
 
 
-def test_what_stands_for_a_user() -> None:
+def test_as_user_accepts_specs_and_objects() -> None:
     assert as_user("challenging", "en").identity == as_user("embedded", "en", "challenging").identity
     assert as_user("embedded", "zh", phrasing="train").identity.startswith("embedded/vanilla/zh/train@")
     nameless = as_user(Clerk(), "en")  # type: ignore[arg-type]

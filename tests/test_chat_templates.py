@@ -35,7 +35,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
 
 
 def rendered(name: str, tokenizer: Any, system: str, said: int, think: bool) -> str:
-    """What the template itself makes of the first messages, as somebody who knows the family would call it."""
+    """The template's own rendering of the first messages, called as users of the family call it."""
     talk = [text for pair in zip(USER, [*REPLIES, ""], strict=True) for text in pair][:said]
     messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(talk)]
     if name in ("gemma2", "mistral", "mistral-old", "mistral-unigram"):
@@ -70,8 +70,8 @@ def test_a_growing_dialogue_is_what_the_template_makes_of_it(
 
 
 @families
-def test_words_come_back_and_marks_in_them_are_words(tokenizers: Any, name: str) -> None:
-    """Whatever stands in the words, the only marks of a message are those that the template sets."""
+def test_texts_survive_and_marks_in_them_are_plain_text(tokenizers: Any, name: str) -> None:
+    """Whatever a message contains, only the template produces message marks."""
     tokenizer = tokenizers[name]
     chat = ChatFormat(tokenizer, system_prompt("en", True), True)
     plain = ["[INST]", "[/INST]", "<|user|>", "<|assistant|>", "USER:", "ASSISTANT:"]
@@ -103,7 +103,7 @@ def test_a_template_is_the_same_from_a_folder(tokenizers: Any, name: str, tmp_pa
     assert one.opening(USER[0]) == two.opening(USER[0]) and one.stops == two.stops
 
 
-def test_white_space_around_words_is_not_said(tokenizers: Any) -> None:
+def test_white_space_around_a_message_is_stripped(tokenizers: Any) -> None:
     for name in FAMILIES:
         chat = ChatFormat(tokenizers[name], "Be kind.\n", True)
         assert chat.opening(" \n Hi. \n") == chat.opening("Hi.")
@@ -142,7 +142,7 @@ def test_a_mark_that_only_normalising_spells_is_plain_text() -> None:
 
 
 def test_unknown_words_are_no_marks() -> None:
-    """The token of the unknown is a special one, but a word that is not known is still one word."""
+    """The unknown token is special, but an unknown word is ordinary text."""
     words = {word: i for i, word in enumerate(["<unk>", "</s>", "I", "see", "<|", "user", "|>"])}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -154,7 +154,7 @@ def test_unknown_words_are_no_marks() -> None:
     assert 1 not in chat.text("I see</s>")
 
 
-def test_what_only_the_reply_to_come_is_opened_with_stays_out_of_later_turns() -> None:
+def test_the_lead_of_the_next_reply_is_left_out_of_later_turns() -> None:
     tokenizer = make_tokenizer("qwen2.5")
     tokenizer.chat_template = CHATML.replace("assistant\n' }}", "assistant\nSure: ' }}")
     chat = ChatFormat(tokenizer, "Be kind.")
@@ -181,7 +181,7 @@ def test_what_only_the_reply_to_come_is_opened_with_stays_out_of_later_turns() -
         ("qwen3", QWEN3.replace("<think>\n\n</think>\n\n' }}", "<think>\n' }}"), "opens a thought"),
     ],
 )
-def test_a_template_that_is_not_append_only_is_refused(name: str, template: str | None, why: str) -> None:
+def test_a_template_that_is_not_append_only_is_rejected(name: str, template: str | None, why: str) -> None:
     tokenizer = make_tokenizer(name)
     tokenizer.chat_template = template
     with pytest.raises(RlverError, match=f"some/{name}: .*({why})") as caught:
@@ -189,7 +189,7 @@ def test_a_template_that_is_not_append_only_is_refused(name: str, template: str 
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_whose_pieces_do_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_whose_pieces_do_not_join_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer that sets a space before every piece, whatever stands before it."""
     tokenizer = make_tokenizer("mistral-old")
     ChatFormat(tokenizer, "Be kind.")

@@ -88,9 +88,7 @@ def test_chat_shows_how_replies_were_taken(monkeypatch: pytest.MonkeyPatch, caps
     assert "Emotion 40 -> " in shown and "it is only a sentence or two" in shown
 
 
-def test_chat_to_the_end_tells_why_it_ended(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chat_to_the_end_says_why_it_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("no\n" * 9))
     assert main(["chat", "--language", "zh", "--user", "challenging", "--seed", "5"]) == 0
     shown = capsys.readouterr().out
@@ -165,7 +163,7 @@ def test_broken_profile_files_are_named_with_their_line(
     assert missing in fails(["profiles", "validate", missing], capsys)
 
 
-def test_bad_policies_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_policies_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def bench(spec: str) -> str:
         return fails(["bench", "--policy", spec, "--n", "1", "--out", str(tmp_path / "out")], capsys)
 
@@ -182,7 +180,7 @@ def test_bad_policies_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     assert "config.json is missing" in bench(str(tmp_path))
 
 
-def test_other_bad_input_is_one_sentence(
+def test_other_bad_input_gets_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], profiles_file: Path
 ) -> None:
     capsys.readouterr()
@@ -218,7 +216,7 @@ def test_other_bad_input_is_one_sentence(
          "its use."),
     ],
 )  # fmt: skip
-def test_wrong_usage_is_one_sentence(arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_gets_one_sentence(arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments.split()) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err == f"Error: {sentence}\n"
@@ -231,22 +229,33 @@ def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("command", ["train", "demo"])
-def test_without_torch_the_way_to_get_it_is_told(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.startswith(("rlver.tiny", "rlver.train", "rlver.inference"))]:
-        monkeypatch.delitem(sys.modules, name)
+def test_without_torch_the_error_says_how_to_install_it(command: str, tmp_path: Path) -> None:
+    code = """
+import sys
 
-    class NoTorch:
-        def find_spec(self, name: str, *_: object) -> None:
-            if name == "torch":
-                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
-    monkeypatch.chdir(tmp_path)
-    assert "PyTorch, which is not installed; run: pip install torch" in fails([command], capsys)
+sys.meta_path.insert(0, NoTorch())
+from rlver.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    # In a process of its own: this one has torch, and other tests have modules that use it.
+    done = subprocess.run(
+        [sys.executable, "-c", code, command],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "PyTorch, which is not installed; run: pip install torch" in done.stderr
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
 
 
 def test_leaving_a_benchmark_is_an_interruption(
@@ -274,7 +283,7 @@ def test_the_module_runs_fast_and_without_torch() -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "demo", "bench"])
-def test_a_device_that_is_not_there_is_told_before_anything_is_done(
+def test_a_missing_device_is_reported_before_any_work(
     command: str, tmp_path: Path, policy_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     policy = str(policy_folder) if command == "bench" else "tiny"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def test_a_small_demo_writes_all_that_it_promises(
     assert (out / "learning_curve.png").stat().st_size > 0
     logs = {file.stem.partition("-")[2] for file in (out / "transcripts").glob("*.jsonl")}
     assert logs >= {"base", "trained", "terminal-reward"}
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    lines = importlib.import_module("demo_table").tables(summary)
+    assert any(line.startswith("| trained, reward by turn |") for line in lines)
 
 
 def test_nothing_but_an_earlier_demo_is_deleted(
@@ -38,7 +42,7 @@ def test_nothing_but_an_earlier_demo_is_deleted(
     work.mkdir()
     (work / "thesis.txt").write_text("years of work", encoding="utf-8")
     assert main(["demo", "--policy", str(policy_folder), "--out", str(work)]) == 1
-    assert "something else than an earlier demo" in capsys.readouterr().err
+    assert "something other than an earlier demo" in capsys.readouterr().err
     assert (work / "thesis.txt").is_file()
 
     earlier = tmp_path / "earlier"

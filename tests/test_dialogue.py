@@ -103,7 +103,7 @@ def test_the_turn_limit_is_exact(name: str) -> None:
         ("paper", [-10] * 4, StopReason.FED_UP, 0),
     ],
 )
-def test_where_the_emotion_ends_the_talk(
+def test_where_the_emotion_ends_the_dialogue(
     name: str, changes: list[float], stop: StopReason | None, score: float
 ) -> None:
     dialogue = run(begin(name), *changes)
@@ -237,7 +237,7 @@ def test_told_facts_are_kept() -> None:
     for fact in (0, None, 5):
         assert dialogue.reply("I see.")
         dialogue.react(Reaction(change=0, utterance="Well.", fact=fact))
-    assert dialogue.told == {0, 2, 5}
+    assert dialogue.told_facts == {0, 2, 5}
 
 
 def test_callbacks_are_called_once_when_the_dialogue_ends() -> None:

@@ -184,7 +184,7 @@ def script(page: Path, folder: Path, context: Context) -> str:
 
 
 def activated() -> dict[str, str]:
-    """The environment of somebody who has activated the virtual environment, and has no network."""
+    """The environment of a person who has activated the virtual environment and has no network."""
     own = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")}
     nowhere = "http://127.0.0.1:9"
     return own | {

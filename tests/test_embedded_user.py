@@ -1,4 +1,4 @@
-"""The embedded sentient user: fair, consistent, hard to game, and always the same for the same seed."""
+"""The embedded user: fair, consistent, hard to game, and always the same for the same seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlver.core.profile import Fact, Intention, Language, Profile
 from rlver.rollout import play, run
 from rlver.stories.generate import generate
 from rlver.users.embedded.acts import NEED_ACTS, tag
-from rlver.users.embedded.facts import mentions_fact, short_name
+from rlver.users.embedded.facts import mentioned_facts, short_name
 from rlver.users.embedded.judge import STEPS, suits
 from rlver.users.embedded.user import EmbeddedUser
 
@@ -58,7 +58,7 @@ class Speaker:
 
 
 def lines(language: Language) -> dict[str, list[str]]:
-    """Scripted replies by act, `{h}` standing for a thing of the story."""
+    """Scripted replies by act, with `{h}` in place of a handle of the story."""
     scripted: dict[str, list[str]] = read_yaml("rlver.policies", f"data/scripted.{language}.yaml")
     return scripted
 
@@ -76,7 +76,7 @@ def examples(language: Language) -> dict[str, list[str]]:
 
 
 def handle(dialogue: Dialogue) -> str:
-    """The thing in the fact that the user told last."""
+    """The handle of the fact that the user told last."""
     reaction = dialogue.turns[-1].reaction if dialogue.turns else None
     fact = reaction.fact if reaction else dialogue.opening_fact
     return dialogue.profile.story.facts[fact].handle if fact is not None else ""
@@ -132,7 +132,7 @@ def mean_score(language: Language, user_type: UserType, say: Say, count: int = 1
 
 
 @languages
-def test_helping_ends_well_and_talking_past_people_does_not(language: Language) -> None:
+def test_helpful_policies_end_well_and_others_do_not(language: Language) -> None:
     generic = lines(language)["generic"]
     good = mean_score(language, "vanilla", oracle)
     guarded = mean_score(language, "challenging", oracle)
@@ -181,14 +181,14 @@ def test_batch_mates_change_nothing(language: Language, user_type: UserType) -> 
 def test_the_seed_decides(language: Language, user_type: UserType) -> None:
     profiles = generate(language, "train", 6)
 
-    def talk(seed: int) -> list[list[tuple[str, int | None, bool]]]:
+    def play_all(seed: int) -> list[list[tuple[str, int | None, bool]]]:
         dialogues = play(
             profiles, Speaker(oracle), EmbeddedUser(language, user_type), SAGE, seed=1, user_seeds=[seed] * 6
         )
         return [utterances(dialogue) for dialogue in dialogues]
 
-    assert talk(1) == talk(1)
-    assert all(one != two for one, two in zip(talk(1), talk(2), strict=True))
+    assert play_all(1) == play_all(1)
+    assert all(one != two for one, two in zip(play_all(1), play_all(2), strict=True))
 
 
 def test_every_process_gives_the_same_dialogue() -> None:
@@ -268,7 +268,7 @@ def test_reasons_explain_every_change(
 
 @languages
 @pytest.mark.parametrize("raw", ODD_REPLIES, ids=lambda raw: ascii(raw[:12]))
-def test_odd_replies_please_nobody(language: Language, raw: str) -> None:
+def test_malformed_replies_never_raise_the_emotion(language: Language, raw: str) -> None:
     dialogue = opened(PROFILES[language][0], EmbeddedUser(language))
     assert dialogue.reply(raw)
     assert run(EmbeddedUser(language).react(dialogue, 1)).change < 0
@@ -310,8 +310,8 @@ def test_what_users_say(language: Language, user_type: UserType, phrasing: Any) 
     for dialogue in dialogues:
         facts, intention = dialogue.profile.story.facts, dialogue.profile.intention
         assert len(dialogue.turns) == 9 and dialogue.stop is StopReason.TURN_LIMIT
-        told = [fact for _, fact, _ in utterances(dialogue) if fact is not None]
-        assert len(set(told)) == len(told) == len(facts)
+        told_facts = [fact for _, fact, _ in utterances(dialogue) if fact is not None]
+        assert len(set(told_facts)) == len(told_facts) == len(facts)
         for utterance, fact, hint in utterances(dialogue):
             expected = [] if fact is None else [fact]
             assert [i for i in range(len(facts)) if facts[i].say in utterance] == expected
@@ -346,8 +346,8 @@ def test_no_fact_gives_the_hidden_intention_away(language: Language) -> None:
 
 @languages
 @users
-def test_nobody_waits_for_ever(language: Language, user_type: UserType) -> None:
-    """An act that half suits pleases for a while; then the user is impatient, until the need is met."""
+def test_users_become_impatient_until_the_need_is_met(language: Language, user_type: UserType) -> None:
+    """A partly suitable act pleases for a while; then the user is impatient until the need is met."""
     profile = next(p for p in generate(language, "train", 60) if p.intention is Intention.LISTEN)
     user = EmbeddedUser(language, user_type)
     dialogue = opened(profile, user)
@@ -362,7 +362,10 @@ def test_nobody_waits_for_ever(language: Language, user_type: UserType) -> None:
     assert waits == pytest.approx([0, 0, -1.2, -2.4, -3.6, 0, 0, 0])
 
 
-def test_a_thing_has_a_short_name() -> None:
+def test_a_handle_has_a_short_name() -> None:
+    def mentions_fact(reply: str, fact: Fact, language: Language) -> bool:
+        return bool(mentioned_facts([reply], (fact,), language)[0])
+
     ovens = Fact(say="He put them beside the bread ovens.", handle="the bread ovens")
     keys = Fact(say="I lost the house keys.", handle="the house keys")
     assert short_name(ovens.handle, "en") == "the ovens"
@@ -451,7 +454,7 @@ def speak_another_language(dialogue: Dialogue, rng: random.Random) -> str:
     return rng.choice(other[dialogue.profile.intention]).format(h=handle(dialogue))
 
 
-def talk_salad(dialogue: Dialogue, rng: random.Random) -> str:
+def word_salad(dialogue: Dialogue, rng: random.Random) -> str:
     """The words of good replies, shuffled, around the right thing."""
     joint = " " if dialogue.profile.language == "en" else ""
     text = joint.join(lines(dialogue.profile.language)[dialogue.profile.intention]).replace("{h}", "")
@@ -466,7 +469,7 @@ def parrot(dialogue: Dialogue, rng: random.Random) -> str:
 
 @languages
 @pytest.mark.parametrize(
-    "trick", [inject, inject_behind_help, spam_praise, repeat, stuff, speak_another_language, talk_salad, parrot]
+    "trick", [inject, inject_behind_help, spam_praise, repeat, stuff, speak_another_language, word_salad, parrot]
 )
-def test_tricks_do_not_pay(language: Language, trick: Say) -> None:
+def test_cheats_score_low(language: Language, trick: Say) -> None:
     assert mean_score(language, "vanilla", trick) < 45

@@ -195,7 +195,7 @@ def test_unjudged_replies_count_nowhere() -> None:
     assert sum(act_matrix([broken])[Intention.ABSOLVE].values()) == 0
 
 
-def test_reports_print_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_print_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
     transcripts = play("weigh", 4)

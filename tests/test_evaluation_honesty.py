@@ -127,7 +127,7 @@ def test_training_metrics_leave_out_what_is_unknown(acts: tuple[str, ...], alway
 
 
 def test_chit_chat_profiles_have_no_acts_to_judge() -> None:
-    """Nobody wants one of the eight acts there, whatever the user reports."""
+    """A chit-chat intention asks for none of the eight acts, whatever the user reports."""
     chat = benchmark_profiles("en")[0].model_copy(update={"intention": ChatIntention.WAIT})
     evaluation = rlver.evaluate(lambda messages: GOOD_ADVICE, user=OwnUser("advise"), profiles=[chat])
     assert evaluation.result.fit is None and evaluation.result.acts == {}

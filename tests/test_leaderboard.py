@@ -1,4 +1,4 @@
-"""What may be said of runs side by side: intervals that cover, tests that rarely err, ties that stay ties."""
+"""Comparison of runs: intervals that cover the truth, tests that rarely err, ties that stay ties."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from test_evaluation import transcript
 
 from rlver.cli.main import main
+from rlver.core.correlation import mean_ranks, spearman
 from rlver.core.dialogue import StopReason
 from rlver.core.errors import RlverError
 from rlver.core.profile import Character, Intention
 from rlver.core.transcript import Transcript, read_transcripts
-from rlver.evaluation.agreement import agreement, mean_ranks, spearman
+from rlver.evaluation.agreement import agreement
 from rlver.evaluation.compare import compare
 from rlver.evaluation.leaderboard import rank_runs
 from rlver.evaluation.run_files import read_runs
@@ -67,7 +68,7 @@ def test_paired_comparison_by_hand() -> None:
         compare(a, [transcript(1, "x"), transcript(2, "y")])
 
 
-def test_ranks_are_claims() -> None:
+def test_a_better_rank_needs_significance() -> None:
     table = rank_runs({"good": noisy(20, 2), "fair": noisy(0, 5), "likewise": noisy(0, 6), "poor": noisy(-25, 5)})
     assert [place.rank for place in table] == [1, 2, 2, 4]
     assert table[0].rank_ci95 == (1, 1) and table[3].rank_ci95 == (4, 4)
@@ -182,7 +183,7 @@ def test_our_profiles_survive_the_official_form(tmp_path: Path) -> None:
         assert after.persona.name == before.persona.name and before.persona.text in after.persona.text
 
 
-def test_drift_of_the_same_judge_is_none_and_of_another_is_told(
+def test_the_drift_of_the_same_judge_is_zero_and_that_of_another_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def rejudged(*more: str) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_drift_of_the_same_judge_is_none_and_of_another_is_told(
     assert [line.split()[0] for line in lines if "+0.00" in line] == ["scripted:hedge", "scripted:oracle"]
 
 
-def test_runs_are_named_and_bad_files_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_get_names_and_bad_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         assert main(["bench", "--policy", "scripted:hedge", "--n", "4", "--out", str(tmp_path / name)]) == 0
     logs = [next((tmp_path / name).glob("1-*.jsonl")) for name in ("a", "b")]

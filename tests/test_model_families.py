@@ -190,7 +190,7 @@ def test_capped_attention_is_computed_eagerly(bodies: Any, tmp_path: Path) -> No
 
 
 @families
-def test_a_mask_that_forgets_the_window_is_found(bodies: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_without_the_sliding_window_is_detected(bodies: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = bodies[name]
     check_model(model)
     window = getattr(model.config, "sliding_window", None)
@@ -221,7 +221,9 @@ def test_a_mask_that_forgets_the_window_is_found(bodies: Any, name: str, monkeyp
         ("Qwen3Next", {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}, "linear"),
     ],
 )
-def test_an_architecture_that_we_cannot_sample_from_is_refused(kind: str, options: dict[str, Any], why: str) -> None:
+def test_an_architecture_that_cannot_be_sampled_exactly_is_rejected(
+    kind: str, options: dict[str, Any], why: str
+) -> None:
     config = getattr(transformers, kind + "Config")(
         vocab_size=64, hidden_size=16, **options, bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
@@ -243,7 +245,7 @@ def test_other_decoders_are_sampled_exactly_too(kind: str, options: dict[str, An
     check_model(getattr(transformers, kind + "ForCausalLM")(config).eval())
 
 
-def test_a_context_beyond_stale_position_embeddings_is_refused() -> None:
+def test_a_context_that_needs_rescaled_position_embeddings_is_rejected() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     config = transformers.LlamaConfig(
         vocab_size=64,

@@ -32,8 +32,8 @@ PIECES += ["no", "!!!", "听", "他说", "ab", "isn't"]
 @given(st.lists(st.sampled_from(PIECES), max_size=8))
 def test_the_index_agrees_with_trying_every_pattern(parts: list[str]) -> None:
     text = "".join(parts)
-    assert PatternIndex(PATTERNS).found_in(text) == naive(PATTERNS, text)
-    assert PatternIndex(PATTERNS, ["sorry you", "bar"]).found_in(text) == naive(PATTERNS, text)
+    assert PatternIndex(PATTERNS).groups_in(text) == naive(PATTERNS, text)
+    assert PatternIndex(PATTERNS, ["sorry you", "bar"]).groups_in(text) == naive(PATTERNS, text)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -45,8 +45,8 @@ def test_the_lexicon_is_read_as_it_is_written(language: str) -> None:
     ]
     index = PatternIndex(groups, lines[:20])
     for line in lines:
-        assert index.found_in(line) == naive(groups, line)
+        assert index.groups_in(line) == naive(groups, line)
 
 
 def test_patterns_without_required_strings_are_always_tried() -> None:
-    assert PatternIndex({"a": [r"^\w$"], "b": [r"x?"]}).found_in("q") == ("a", "b")
+    assert PatternIndex({"a": [r"^\w$"], "b": [r"x?"]}).groups_in("q") == ("a", "b")

@@ -94,7 +94,7 @@ def test_dead_endpoints_and_bad_keys_stop_at_once_with_one_sentence(
         assert "--user nobody" in fails(command(server, tmp_path / "c", user="nobody"))
 
 
-def test_an_endpoint_that_dies_on_the_way_keeps_what_is_over(
+def test_an_endpoint_that_dies_during_a_run_loses_no_finished_dialogue(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Dying(Model):
@@ -161,7 +161,7 @@ def server_lines(out: Path) -> list[bytes]:
         return []
 
 
-def test_ctrl_c_keeps_what_is_over(tmp_path: Path) -> None:
+def test_ctrl_c_loses_no_finished_dialogue(tmp_path: Path) -> None:
     with FakeServer(latency=0.05) as server:
         process = subprocess.Popen(
             [sys.executable, "-m", "rlver", *command(server, tmp_path, "--n", "20", "--concurrency", "4")],
@@ -185,11 +185,11 @@ def test_changed_settings_are_refused_with_the_difference(tmp_path: Path, capsys
     assert main(base) == 0
     log = log_of(tmp_path).read_bytes()
     assert main([*base, "--resume"]) == 0 and log_of(tmp_path).read_bytes() == log
-    for extra, told in ((["--seed", "4"], "seed was 0 and is 4"), (["--user", "challenging"], "user was 'embedded/van"),
+    for extra, text in ((["--seed", "4"], "seed was 0 and is 4"), (["--user", "challenging"], "user was 'embedded/van"),
                         (["--preset", "paper"], "preset was 'sage' and is 'paper'")):  # fmt: skip
         capsys.readouterr()
         assert main([*base, *extra, "--resume"]) == 1
-        assert told in capsys.readouterr().err
+        assert text in capsys.readouterr().err
         assert log_of(tmp_path).read_bytes() == log
     assert main([*base[:-1], str(tmp_path), "--resume", "--repeats", "2"]) == 0
     assert len(dialogues(tmp_path)) == 6

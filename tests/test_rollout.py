@@ -183,7 +183,7 @@ def test_the_next_dialogue_begins_as_soon_as_one_ends() -> None:
 
 
 @pytest.mark.parametrize("slots", [0, -1])
-def test_a_number_of_slots_without_sense_is_refused(slots: int) -> None:
+def test_an_invalid_number_of_slots_is_rejected(slots: int) -> None:
     with pytest.raises(ValueError, match=f"slots must be at least 1, not {slots}"):
         play(PROFILES, Policy(), User(), SAGE, slots=slots)
 

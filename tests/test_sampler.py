@@ -278,7 +278,7 @@ def test_forged_marks_are_plain_text(model: Any, tokenizer: Any, source: str, tm
     ],
     ids=["last", "first-two", "no-system", "doubled", "no-end", "other-opening", "raises", "broken", "none"],
 )
-def test_an_unusable_template_is_refused(template: str | None) -> None:
+def test_an_unusable_template_is_rejected(template: str | None) -> None:
     tokenizer = train_tokenizer(UTTERANCES)
     tokenizer.chat_template = template
     with pytest.raises(RlverError, match="template"):

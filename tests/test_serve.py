@@ -1,4 +1,4 @@
-"""The server, as its clients see it: the official client, curl, and whoever remembers only the conversation."""
+"""The server, as its clients see it: the official client, curl, and clients that keep only the messages."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_served_replies_are_those_of_the_sampler(model: Qwen2ForCausalLM, tokeni
     assert "".join(piece.text for piece in pieces) == raw
 
 
-def test_thinking_is_told_apart_from_speaking() -> None:
+def test_thoughts_are_separated_from_replies() -> None:
     text = "<think>They want to be heard.</think>I hear you."
     splitter, deltas = DeltaSplitter(think=True), []
     for end in range(1, len(text) + 1):

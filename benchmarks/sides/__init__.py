@@ -2,7 +2,7 @@
 
 All train the same Qwen2 model with random weights on dialogues with the same user. No reply can close early, so that
 every side samples the same number of tokens. Ours and the floor have `step()`, which does one step, and `count()`,
-which tells what it did.
+which returns the amount of work that it did.
 """
 
 from sides.floor import Floor

@@ -1,4 +1,4 @@
-"""The floor: what no step can do without, in bare loops."""
+"""The floor: the least that a step can cost, as bare loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sides.work import Counts, Setting, make_chat, make_line, make_model
 
 
 class StraightCache(Cache):
-    """Keys and values of rows of one length, written one after another to a place reserved before."""
+    """Keys and values of rows of equal length, appended to preallocated memory."""
 
     def __init__(self, model: Qwen2ForCausalLM, rows: int, slots: int) -> None:
         super().__init__(layers=[])
@@ -45,17 +45,17 @@ class StraightCache(Cache):
 
 @dataclass(frozen=True)
 class Plan:
-    """One dialogue's tokens, in which replies stand as zeros."""
+    """The tokens of one dialogue, with zeros in place of the replies."""
 
     ids: list[int]
     chunks: list[list[int]]
-    """What is fed before each reply."""
+    """The tokens that the model reads before each reply."""
     starts: list[int]
     """Where each reply begins."""
 
 
 class Floor:
-    """Bare decoding and a bare update; `seconds` of each of the last step."""
+    """Bare decoding and a bare update. `seconds` holds the time of each part of the last step."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -69,7 +69,7 @@ class Floor:
 
     @staticmethod
     def plan(setting: Setting) -> Plan:
-        """The tokens of a dialogue: as both trainers lay it out."""
+        """The tokens of a dialogue, in the layout of both trainers."""
         chat, line = make_chat(), make_line(setting.said)
         chunks = [chat.opening(line)] + (setting.turns - 1) * [[chat.stop, *chat.turn(line)]]
         ids: list[int] = []
@@ -127,14 +127,14 @@ class Floor:
                     logits = forward(token)
 
     def logprobs(self, model: Qwen2ForCausalLM, ids: Tensor) -> Tensor:
-        """Log-probs (rows, tokens sampled) with one plain causal forward pass."""
+        """Log-probabilities (rows, sampled tokens) from one plain causal forward pass."""
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, self.at - 1]
         logits = model.get_output_embeddings()(hidden)
         return torch.log_softmax(logits, -1).gather(2, ids[:, self.at, None]).squeeze(2)
 
     @torch.no_grad()
     def refer(self) -> list[Tensor]:
-        """Log-probs under the starting policy, if they are wanted."""
+        """Log-probabilities under the starting policy; empty without a reference model."""
         if self.reference is None:
             return []
         return [self.logprobs(self.reference, ids) for ids in self.ids.split(self.setting.micro)]

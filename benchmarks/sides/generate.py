@@ -1,4 +1,4 @@
-"""Dialogues as users of `generate` play them."""
+"""Dialogues played with `generate`, as most code for `transformers` does."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Played(NamedTuple):
 
 
 def play_with_generate(model: Qwen2ForCausalLM, setting: Setting, profiles: Sequence[Profile], keep: bool) -> Played:
-    """Play dialogues as users of `generate` do: it is called once per turn for all of them.
+    """Play dialogues with one call of `generate` per turn for all of them.
 
-    With `keep`, the cache goes from turn to turn, so that `generate` encodes only what is new. Without, it encodes the
-    whole context again. The simulated user is the one of our rollout.
+    With `keep`, the cache is kept from turn to turn, so that `generate` encodes only new tokens. Otherwise it encodes
+    the whole context again. The simulated user is that of our rollout.
     """
     return run(_play(model, setting, profiles, keep))
 

@@ -15,7 +15,7 @@ from sides.work import Counts, Patient, Setting, make_model, make_tokenizer, pat
 
 
 class Ours:
-    """Our trainer, of a model of its own unless one is given; `extra` are further keys of its configuration."""
+    """Our trainer. It makes a model unless one is given; `extra` are further settings of its configuration."""
 
     def __init__(self, setting: Setting, model: Qwen2ForCausalLM | None = None, **extra: Any) -> None:
         self.setting = setting

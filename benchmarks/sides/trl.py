@@ -16,7 +16,7 @@ from sides.work import Counts, Setting, make_model, make_tokenizer, profiles_of
 
 @dataclass
 class Rollout:
-    """A `rollout_func` for TRL. The log-probs of sampling are left out: without vLLM, TRL does not use them."""
+    """A `rollout_func` for TRL. The log-probabilities of sampling are left out: without vLLM, TRL does not use them."""
 
     setting: Setting
     keep: bool = True
@@ -48,7 +48,7 @@ class Rollout:
 def trl_trainer(
     setting: Setting, rollout: Rollout, steps: int, folder: Path, between: Callable[[float, float], None]
 ) -> Any:
-    """A GRPOTrainer of the same work; `between` is called after each step with its wall and processor seconds."""
+    """A GRPOTrainer for the same task; `between` is called after each step with its wall and processor seconds."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error

@@ -1,4 +1,4 @@
-"""What all sides work at: the size of a model and of a step, the user, the tokenizer and the model."""
+"""The task that all sides share: the size of the model and of a step, the user, the tokenizer and the model."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The setting in words."""
         return f"hidden {self.hidden}, {self.layers} layers, kl {self.kl:g}"
 
 
 @dataclass
 class Counts:
-    """What a side has done in one step."""
+    """The work of a side in one step."""
 
     sampled: int
     """Tokens sampled."""
@@ -64,9 +64,9 @@ class Counts:
 
 
 class Patient:
-    """A user who always says the same, answers at once and never leaves; the letters of a reply move the emotion.
+    """A simulated user that repeats one line at once and never leaves. The letters of a reply move the emotion.
 
-    Every profile has a line of its own, and all are as long.
+    Every profile has a line of its own, and all lines are equally long.
     """
 
     identity = "patient"
@@ -89,7 +89,7 @@ class Patient:
 
 
 def patient(setting: Setting) -> Preset:
-    """With it every dialogue has all its turns, and rewards differ."""
+    """A preset with which every dialogue has all its turns, and rewards differ."""
     return Preset(
         name="patient", start=50, clamp=10, floor=0, fails_below=-1, ends_at_success=False, replies=setting.turns
     )
@@ -104,18 +104,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def make_line(tokens: int, seed: str = "") -> str:
-    """A line of exactly so many tokens, also when it is written and read again."""
+    """A line of exactly this many tokens, which decoding and encoding again do not change."""
     tokenizer, rng, words = make_tokenizer(), random.Random(seed), LINE.split()
     for _ in range(100):
         ids = tokenizer.encode(" ".join(rng.choices(words, k=tokens)), add_special_tokens=False)[:tokens]
         line = str(tokenizer.decode(ids))
         if tokenizer.encode(line, add_special_tokens=False) == ids:
             return line
-    raise RuntimeError(f"found no line of {tokens} tokens")
+    raise RuntimeError(f"there is no line of {tokens} tokens")
 
 
 def make_model(setting: Setting, seed: int = 0, **shape: Any) -> Qwen2ForCausalLM:
-    """A Qwen2 model with random weights that never samples a mark, so that no reply closes early.
+    """A Qwen2 model with random weights that never samples a special token, so that no reply ends early.
 
     Args:
         shape: fields of `Qwen2Config` that replace those of a tiny model.
@@ -140,7 +140,7 @@ def make_model(setting: Setting, seed: int = 0, **shape: Any) -> Qwen2ForCausalL
 
 @torch.no_grad()
 def never_close(model: Qwen2ForCausalLM) -> None:
-    """One direction of the residual stream points up wherever a word stands, and a mark's own logit looks down it."""
+    """Make special tokens improbable: their logits fall with a hidden dimension that is large at every token."""
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         layer.weight[:, 0] = 1.0
         layer.weight[make_tokenizer().all_special_ids, 0] = -1.0
@@ -153,9 +153,9 @@ def make_chat() -> ChatFormat:
 
 
 def peak_memory() -> float:
-    """Most bytes of memory that this process ever had."""
+    """Peak memory of this process, in bytes."""
     try:
-        # What `getrusage` tells of a new process begins with the memory of the one that started it.
+        # The peak of `getrusage` in a new process begins with the memory of the process that started it.
         status = Path("/proc/self/status").read_text(encoding="utf-8").split()
         return 1024.0 * int(status[status.index("VmHWM:") + 1])
     except (OSError, ValueError):

@@ -21,13 +21,14 @@ from rlver.cli.connect import (
 from rlver.cli.console import show
 from rlver.cli.options import (
     PHRASING_HELP,
+    USER_HELP,
+    USERS,
     DeviceOption,
     JsonOption,
     LanguageOption,
     PresetOption,
     ProfilesOption,
     SeedOption,
-    UserOption,
     UserTypeOption,
 )
 from rlver.core.errors import RlverError
@@ -54,7 +55,14 @@ def bench(
             "any:PROVIDER/MODEL, or human. Repeat the option to compare several.",
         ),
     ],
-    user: UserOption = "embedded",
+    user: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help=f"{USER_HELP} human: a person at this terminal.",
+            autocompletion=lambda: [*USERS, "human"],
+        ),
+    ] = "embedded",
     user_type: UserTypeOption = "vanilla",
     language: LanguageOption = "en",
     preset: PresetOption = "sage",

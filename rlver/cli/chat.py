@@ -63,7 +63,7 @@ def chat(
     from rlver.core.seeds import derive
     from rlver.evaluation.profiles import find_profile, load_profiles
     from rlver.policies.human import HELP, QUIT, HumanPolicy
-    from rlver.rollout import Rollout, closing, lead, run
+    from rlver.rollout import Rollout, closing, play_dialogue, run
     from rlver.users.load import load_user
 
     rules = get_preset(preset)
@@ -89,7 +89,7 @@ def chat(
     dialogue = Dialogue(chosen, rules)
     rollout = Rollout(dialogue, simulated_user, derive(seed, "user", 0), derive(seed, "policy", 0))
     try:
-        run(closing(lead(rollout, HumanPolicy(console)), simulated_user))
+        run(closing(play_dialogue(rollout, HumanPolicy(console)), simulated_user))
     except KeyboardInterrupt:
         console.print()
     _debrief(dialogue, console)

@@ -60,7 +60,7 @@ class Connections:
         if endpoint.spec not in self._clients:
             if self._path and self._cache is None:
                 self._cache = Cache(self._path)
-            self._clients[endpoint.spec] = make_client(spec, self._limits, self._cache)
+            self._clients[endpoint.spec] = LLM(endpoint, self._limits, self._cache)
         return self._clients[endpoint.spec]
 
     def check(self) -> None:
@@ -87,8 +87,3 @@ class Connections:
             if tally.dropped:
                 parts.append(f"{spec}: does not support {', '.join(sorted(tally.dropped))}")
         return "; ".join(parts)
-
-
-def make_client(spec: str, limits: Limits, cache: Cache | None) -> LLM:
-    """A client for a spec such as `openai:MODEL@BASE_URL` or `any:PROVIDER/MODEL`."""
-    return LLM(parse_endpoint(spec), limits, cache)

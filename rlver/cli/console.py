@@ -19,8 +19,8 @@ def make_console() -> Console:
     return console
 
 
-def show(*things: RenderableType) -> None:
+def show(*renderables: RenderableType) -> None:
     """Print tables, texts and strings. Strings are taken as they are; ids in them are not folded."""
     console = make_console()
-    for thing in things:
-        console.print(Text(thing, overflow="ignore") if isinstance(thing, str) else thing, crop=False)
+    for item in renderables:
+        console.print(Text(item, overflow="ignore") if isinstance(item, str) else item, crop=False)

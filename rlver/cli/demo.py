@@ -78,10 +78,10 @@ def demo(
         base_folder(Path(policy))
     pick_device(device, Path(policy))
     if out.resolve() in (Path(policy).resolve(), *Path(policy).resolve().parents):
-        raise RlverError(f"{policy}: is inside of {out}, which the demo replaces; choose another --out.")
+        raise RlverError(f"{policy}: is inside {out}, which the demo replaces; choose another --out.")
     if out.exists():
         if not (out / "summary.json").is_file() and any(out.iterdir()) and not (out / "turn").is_dir():
-            raise RlverError(f"{out}: holds something else than an earlier demo; choose another --out.")
+            raise RlverError(f"{out}: holds something other than an earlier demo; choose another --out.")
         shutil.rmtree(out)
     options = {"seed": seed, "language": language, "user_type": user_type, "steps": steps, "device": device}
     config = load_config(None, [], {"policy": policy, **options})
@@ -165,12 +165,12 @@ def _benchmark(
     from rlver.users.embedded.user import EmbeddedUser
 
     held_out = benchmark_profiles(language)[:n], EmbeddedUser(language, user_type, "heldout")
-    seen = generate(language, "train", n, seed), EmbeddedUser(language, user_type, "train")
+    as_in_training = generate(language, "train", n, seed), EmbeddedUser(language, user_type, "train")
     rows = [
         ("base", str(out / "turn" / "base"), held_out),
         ("trained", str(out / "turn" / "policy"), held_out),
-        ("base, seen stories", str(out / "turn" / "base"), seen),
-        ("trained, seen stories", str(out / "turn" / "policy"), seen),
+        ("base, seen stories", str(out / "turn" / "base"), as_in_training),
+        ("trained, seen stories", str(out / "turn" / "policy"), as_in_training),
         *((name, name, held_out) for name in BASELINES),
     ]
     if (out / "terminal" / "policy").is_dir():

@@ -21,6 +21,7 @@ from rlver.cli.options import (
     UserTypeOption,
 )
 from rlver.core.errors import RlverError
+from rlver.core.files import replace_file
 from rlver.core.interfaces import UserType
 from rlver.text.table import Column, Table
 
@@ -99,17 +100,15 @@ def fit(
     from rlver.users.calibration.fit import fit as fit_weights
 
     dialogues, rows = _replies(files, profiles, profiles_in, "vanilla")
-    other = next((d for d in dialogues if d.profile.language != language), None)
-    if other is not None:
+    mismatch = next((d for d in dialogues if d.profile.language != language), None)
+    if mismatch is not None:
         raise RlverError(
-            f"{other.model}: holds a dialogue in {other.profile.language!r}, not in {language!r}; choose the language "
-            "with --language."
+            f"{mismatch.model}: holds a dialogue in {mismatch.profile.language!r}, not in {language!r}; choose the "
+            "language with --language."
         )
     fitted = fit_weights(rows, language)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(fitted.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(out)
+    replace_file(out, (fitted.model_dump_json(indent=1) + "\n").encode())
     summary = {"out": str(out), "weights": fitted.mark, **fitted.provenance.model_dump(), "big_step": fitted.big_step}
     _print(summary, as_json, lambda s: iter([f"{s['out']}: weights {s['weights']}, fitted to {s['replies']} replies"]))
 

@@ -1,4 +1,4 @@
-"""`rlver leaderboard`, `compare`, `judges` and `rejudge`: what results allow to conclude about policies and judges."""
+"""`rlver leaderboard`, `compare`, `judges` and `rejudge`: statistically sound conclusions about policies and judges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from rlver.cli.console import show
 from rlver.cli.options import (
     TRANSCRIPTS_HELP,
     JsonOption,
-    ProfilesOption,
     SeedOption,
     TranscriptsArgument,
     UserOption,
@@ -179,7 +178,12 @@ def rejudge(
     files: TranscriptsArgument,
     user: UserOption,
     user_type: UserTypeOption = "vanilla",
-    profiles: ProfilesOption = None,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL file of the profiles.  [default: those in official transcripts, or the built-in ones]"
+        ),
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N dialogues of each run.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="JSONL file to write, with both judgements of every reply.")

@@ -12,17 +12,13 @@ from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
 
 LanguageOption = Annotated[Language, typer.Option("--language", help="Language of the dialogues.")]
-UserOption = Annotated[
-    str,
-    typer.Option(
-        "--user",
-        metavar="SPEC",
-        help="The simulated user, who speaks and judges. embedded: rules, without a language model; vanilla or "
-        "challenging: short for the embedded user of that type; openai:MODEL@BASE_URL or any:PROVIDER/MODEL: a "
-        "language model; human: a person at this terminal.",
-        autocompletion=lambda: ["embedded", "vanilla", "challenging", "human", "openai:", "any:"],
-    ),
-]
+USER_HELP = (
+    "The simulated user, who speaks and judges. embedded: rules, without a language model; vanilla or challenging: "
+    "short for the embedded user of that type; openai:MODEL@BASE_URL or any:PROVIDER/MODEL: a language model."
+)
+USERS = ["embedded", "vanilla", "challenging", "openai:", "any:"]
+"""How specs of users begin, for completion."""
+UserOption = Annotated[str, typer.Option("--user", metavar="SPEC", help=USER_HELP, autocompletion=lambda: USERS)]
 USER_TYPE_HELP = (
     "Type of the simulated users. vanilla: they hint at what they need; challenging: they do not, and are harder to "
     "please."

@@ -102,7 +102,7 @@ def _read(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
 
 
 def _tiny(config: TrainConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """The shape of the tiny policy, and a tokenizer like its own from a small corpus: it need not be made for this."""
+    """The shape of the tiny policy, and a tokenizer like its own, trained on a small corpus. Nothing is pretrained."""
     from rlver.tiny.corpus import write_corpus
     from rlver.tiny.model import build_model
     from rlver.tiny.pretrain import PretrainConfig

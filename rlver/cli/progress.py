@@ -29,7 +29,7 @@ class Steps:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.fields[time_left]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -46,18 +46,18 @@ class Steps:
         """Show that `done` of `total` steps are done, with a short note."""
         now = time.monotonic()
         if self._task is None:
-            self._task = self._bar.add_task(self._name, total=total, note=note, left="", completed=done - 1)
+            self._task = self._bar.add_task(self._name, total=total, note=note, time_left="", completed=done - 1)
             # Preparations, and steps of an earlier run, say nothing about the time that a step takes.
             self._began, self._first, self._next_line = now, done, now + _FIRST
         steps = done - self._first
-        left = ""
+        time_left = ""
         if steps > 0 and done < total:
-            left = f"about {_duration((now - self._began) / steps * (total - done))} left"
-        self._bar.update(self._task, completed=done, note=note, left=left)
+            time_left = f"about {_duration((now - self._began) / steps * (total - done))} left"
+        self._bar.update(self._task, completed=done, note=note, time_left=time_left)
         if self._console.is_terminal or (not self._each and done < total and now < self._next_line):
             return
         self._next_line = now + _EVERY
-        words = ", ".join(part for part in (note, left) if part)
+        words = ", ".join(part for part in (note, time_left) if part)
         print(f"{self._name} {done}/{total}: {words}".rstrip(": "), file=self._console.file, flush=True)
 
     def note(self, text: str) -> None:

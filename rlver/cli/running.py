@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 
 from rlver.cli.progress import Steps
+from rlver.evaluation.benchmark import HUMAN
 from rlver.evaluation.suite import Progress
 from rlver.llm.usage import Prices, Usage, add
-
-HUMAN = "human"
 
 
 class BenchmarkProgress:
@@ -29,7 +28,7 @@ class BenchmarkProgress:
             self._steps.__exit__(kind, error, trace)
 
     def update(self, progress: Progress) -> None:
-        """Count a dialogue that is over."""
+        """Count a dialogue that has ended."""
         if progress.label == HUMAN:  # a bar would disturb the dialogue at the terminal
             return
         if self._steps is None or progress.label != self._label:

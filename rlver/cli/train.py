@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from rlver.cli.options import DEVICE_HELP, PRESET_HELP, USER_TYPE_HELP, JsonOption
+from rlver.cli.options import DEVICE_HELP, PRESET_HELP, USER_HELP, USER_TYPE_HELP, USERS, JsonOption
 from rlver.core.emotion import PRESETS
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import UserType
 from rlver.core.profile import Language
-from rlver.train.config import Algorithm
+from rlver.train.config import Algorithm, TrainConfig
 from rlver.train.credit import Credit
 
 COLLAPSED = 3
 """Exit code of a training run that stopped because its policy had collapsed."""
 
-if TYPE_CHECKING:
-    from rlver.train.config import TrainConfig
+
+def _option(setting: str, text: str) -> str:
+    """The help of an option that is None where it is not given, with the default of its setting."""
+    return f"{text}  [default: {TrainConfig.model_fields[setting].default}]"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,43 +37,46 @@ def train(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="What to train: the folder of a Hugging Face model, or tiny, a small model that is pretrained first.  "
-            "[default: tiny]",
+            help=_option(
+                "policy",
+                "What to train: the folder of a Hugging Face model, or tiny, a small model that is pretrained first.",
+            ),
         ),
     ] = None,
     algo: Annotated[
         Algorithm | None,
         typer.Option(
-            help="How advantages are estimated. grpo, rloo and dr-grpo compare the rollouts of a profile; ppo trains a "
-            "critic."
+            help=_option(
+                "algo",
+                "How advantages are estimated. grpo, rloo and dr-grpo compare the rollouts of a "
+                "profile; reinforce++ compares all rollouts of a step; ppo (or gae) trains a critic.",
+            )
         ),
     ] = None,
     credit: Annotated[
         Credit | None,
         typer.Option(
-            help="What a reply is rewarded for. terminal: the final emotion; change: the change of emotion after it; "
-            "return: this change and all later ones, discounted; turn: the same, compared turn by turn."
+            help=_option(
+                "credit",
+                "What a reply is rewarded for. terminal: the emotion at the end of the dialogue; "
+                "change: the change of emotion that the reply causes; return: this change and, discounted, all later "
+                "ones; turn: the same, compared turn by turn.",
+            )
         ),
     ] = None,
     think: Annotated[
-        bool | None, typer.Option("--think/--no-think", help="Let the policy think before it replies.")
+        bool | None,
+        typer.Option("--think/--no-think", help="Let the policy think before it replies.  [default: no-think]"),
     ] = None,
     user: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPEC",
-            help="The simulated user: embedded (rules, without a language model), vanilla or challenging (the embedded "
-            "user of that type), openai:MODEL@BASE_URL or any:PROVIDER/MODEL.",
-            autocompletion=lambda: ["embedded", "vanilla", "challenging", "openai:", "any:"],
-        ),
+        typer.Option(metavar="SPEC", help=_option("user", USER_HELP), autocompletion=lambda: USERS),
     ] = None,
-    user_type: Annotated[
-        UserType | None,
-        typer.Option("--user-type", help=USER_TYPE_HELP),
-    ] = None,
-    language: Annotated[Language | None, typer.Option(help="Language of the dialogues.")] = None,
+    user_type: Annotated[UserType | None, typer.Option(help=_option("user_type", USER_TYPE_HELP))] = None,
+    language: Annotated[Language | None, typer.Option(help=_option("language", "Language of the dialogues."))] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help=PRESET_HELP, autocompletion=lambda: list(PRESETS))
+        str | None,
+        typer.Option(metavar="NAME", help=_option("preset", PRESET_HELP), autocompletion=lambda: list(PRESETS)),
     ] = None,
     profiles: Annotated[
         Path | None,
@@ -80,16 +85,19 @@ def train(
             "stories]"
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
-    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help=_option("steps", "Number of training steps."))] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help=_option("seed", "Seed of everything random."))] = None,
+    device: Annotated[str | None, typer.Option(help=_option("device", DEVICE_HELP))] = None,
     eval_every: Annotated[
         int | None,
         typer.Option(
             min=0,
             metavar="N",
-            help="Evaluate the policy every N steps with users of held-out stories (not those of the benchmark), and "
-            "keep the best policy. 0: never.",
+            help=_option(
+                "eval_every",
+                "Evaluate the policy every N steps with users of held-out stories (not those of "
+                "the benchmark), and keep the best policy. 0: never.",
+            ),
         ),
     ] = None,
     track: Annotated[

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
 import yaml
+
+_COMMENT = re.compile(r"\A<!--.*?-->\s*", re.DOTALL)
+_SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 
 @cache
@@ -20,6 +25,12 @@ def read_text(package: str, name: str) -> str:
 def read_yaml(package: str, name: str) -> Any:
     """The content of a YAML data file. All callers share the object, so do not change it."""
     return yaml.load(read_text(package, name), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def fill_prompt(package: str, name: str, slots: Mapping[str, str]) -> str:
+    """A prompt in a Markdown file with its `{{slots}}` filled. Slots inside the filled-in texts stay as they are."""
+    text = _COMMENT.sub("", read_text(package, name)).strip()
+    return _SLOT.sub(lambda match: slots[match[1]], text)
 
 
 def digest(*texts: str) -> str:

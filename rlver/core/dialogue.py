@@ -262,7 +262,7 @@ class Dialogue:
         return messages
 
     @property
-    def told(self) -> set[int]:
+    def told_facts(self) -> set[int]:
         """Indices of the facts that the user has told so far."""
         facts = {self.opening_fact} | {turn.reaction.fact for turn in self.turns if turn.reaction}
         return {fact for fact in facts if fact is not None}

@@ -1,6 +1,6 @@
-"""The emotion of the simulated user: a score in [0, 100], its bands, and presets for every disputed constant.
+"""The emotion of the simulated user: a number in [0, 100], its bands, and presets for every disputed constant.
 
-Papers and public code contradict each other on where the score starts, how far one reply can move it and when a
+Papers and public code contradict each other on where the emotion starts, how far one reply can move it and when a
 dialogue ends. A preset fixes all of these under one name, which is printed with every result.
 """
 
@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from rlver.core.errors import RlverError
 
 SUCCESS_AT = 100.0
-"""A dialogue is a success if the final score is at least this (SAGE leaderboard)."""
+"""A dialogue is a success if the final emotion is at least this (SAGE leaderboard)."""
 FAILURE_BELOW = 10.0
-"""A dialogue is a failure if the final score is below this (SAGE leaderboard)."""
+"""A dialogue is a failure if the final emotion is below this (SAGE leaderboard)."""
 
 
 class Band(StrEnum):
@@ -29,45 +29,45 @@ class Band(StrEnum):
     F = "F"
 
 
-def band(score: float) -> Band:
-    """The band of a score: S >= 100, A 70-99, B 40-69, C 10-39, F < 10."""
-    if score >= SUCCESS_AT:
+def band(emotion: float) -> Band:
+    """The band of an emotion: S >= 100, A 70-99, B 40-69, C 10-39, F < 10."""
+    if emotion >= SUCCESS_AT:
         return Band.S
-    if score >= 70:
+    if emotion >= 70:
         return Band.A
-    if score >= 40:
+    if emotion >= 40:
         return Band.B
-    return Band.C if score >= FAILURE_BELOW else Band.F
+    return Band.C if emotion >= FAILURE_BELOW else Band.F
 
 
 class Preset(BaseModel):
-    """Every constant on which the sources disagree. Scores are in points on the 0-100 scale."""
+    """Every constant on which the sources disagree. Emotions are in points on the 0-100 scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     start: float
-    """Score before the first reply."""
+    """Emotion before the first reply."""
     clamp: float
     """Largest change that one reply can cause, up or down."""
     floor: float
-    """Lowest possible score."""
+    """Lowest possible emotion."""
     ceiling: float = 100.0
-    """Highest possible score."""
+    """Highest possible emotion."""
     fails_below: float
-    """The user leaves, fed up, once the score is below this."""
+    """The user leaves, fed up, once the emotion is below this."""
     ends_at_success: bool
-    """Whether the user leaves as soon as the score reaches 100."""
+    """Whether the user leaves as soon as the emotion reaches 100."""
     replies: int
     """Number of replies that are judged; the dialogue ends after the last of them."""
 
-    def apply(self, score: float, change: float) -> float:
-        """The score after a reaction of `change` points, clamped by this preset."""
+    def apply(self, emotion: float, change: float) -> float:
+        """The emotion after a reaction of `change` points, clamped by this preset."""
         change = max(-self.clamp, min(self.clamp, change))
-        return max(self.floor, min(self.ceiling, score + change))
+        return max(self.floor, min(self.ceiling, emotion + change))
 
 
-# Some sources end a dialogue at "<= 0". Scores move in whole points, so "below a tiny positive number" is the same.
+# Some sources end a dialogue at "<= 0". Emotions move in whole points, so "below a tiny positive number" is the same.
 _AT_ZERO = 1e-9
 
 PRESETS = {

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class RlverError(Exception):
     """Bad input or an unusable resource. The message is one sentence that says what, where and what to do."""
@@ -13,3 +18,14 @@ class CallFailed(RlverError):
 
 class Unreadable(CallFailed):
     """A model answered, but not in the required form."""
+
+
+def first_problem(error: ValidationError, whole: str = "") -> str:
+    """The first error that pydantic reports, as `path.of.field: message`.
+
+    Args:
+        whole: what to write instead of the field if the error concerns the object as a whole.
+    """
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"])) or whole
+    return f"{field}: {first['msg']}" if field else first["msg"]

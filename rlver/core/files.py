@@ -24,6 +24,13 @@ def read_file(path: Path) -> str:
         raise RlverError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, replacing an older one. Raises OSError if it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
 def lock_folder(folder: Path) -> FileLock:
     """Create the folder if necessary and lock it until the lock is released or this process ends.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 
 Language = Literal["en", "zh"]
 
@@ -137,6 +137,4 @@ def parse_profile(record: dict[str, Any], where: str) -> Profile:
     try:
         return Profile.model_validate(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "profile"
-        raise RlverError(f"{where}: {field}: {first['msg']}.") from None
+        raise RlverError(f"{where}: {first_problem(error, 'profile')}.") from None

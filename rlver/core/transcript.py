@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlver.core.dialogue import Dialogue, StopReason, Turn
-from rlver.core.errors import RlverError
+from rlver.core.emotion import FAILURE_BELOW, SUCCESS_AT
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.jsonl import read_objects, write_objects
 from rlver.core.profile import Character, ChatIntention, Intention, Language
 
@@ -46,12 +47,12 @@ class Transcript(BaseModel):
     @property
     def success(self) -> bool:
         """Whether the final score is 100."""
-        return self.score >= 100
+        return self.score >= SUCCESS_AT
 
     @property
     def failure(self) -> bool:
         """Whether the final score is below 10."""
-        return self.score < 10
+        return self.score < FAILURE_BELOW
 
 
 def record(dialogue: Dialogue, *, policy: str, user: str, prompt: str, seed: int) -> Transcript:
@@ -98,7 +99,5 @@ def read_transcripts(path: Path) -> list[Transcript]:
         try:
             transcripts.append(Transcript.model_validate(record.get("transcript", record)))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise RlverError(f"{where}: not a transcript of version 1 ({field}: {first['msg']}).") from None
+            raise RlverError(f"{where}: not a transcript of version 1 ({first_problem(error)}).") from None
     return transcripts

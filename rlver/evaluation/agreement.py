@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rlver.core.correlation import spearman
 from rlver.core.errors import RlverError
 from rlver.core.profile import Frozen
 from rlver.evaluation.statistics import percentile_interval
@@ -53,16 +54,3 @@ def agreement(a: Mapping[str, float], b: Mapping[str, float], seed: int = 0) -> 
         shift=float((b_I - a_I).mean()),
         shift_ci95=percentile_interval((b_I - a_I)[picks_RI].mean(axis=1)),
     )
-
-
-def spearman(x_I: np.ndarray, y_I: np.ndarray) -> float:
-    """Spearman's rank correlation of two arrays of I values, with mean ranks for ties; 0 if one array is constant."""
-    ranks_2I = np.stack([mean_ranks(x_I), mean_ranks(y_I)])
-    return float(np.corrcoef(ranks_2I)[0, 1]) if (ranks_2I.std(axis=1) > 0).all() else 0.0
-
-
-def mean_ranks(values_I: np.ndarray) -> np.ndarray:
-    """The ascending ranks of I values, from 1; equal values share the mean of their ranks."""
-    _, inverse_I, counts_V = np.unique(values_I, return_inverse=True, return_counts=True)
-    last_ranks_V = counts_V.cumsum()
-    return (last_ranks_V - (counts_V - 1) / 2)[inverse_I]

@@ -15,10 +15,11 @@ from rlver.core.transcript import Transcript, record
 from rlver.evaluation.log import DialogueKey, LoggedDialogue, RunLog, profile_hash
 from rlver.llm.usage import counting
 from rlver.policies.scripted import ScriptedPolicy
-from rlver.rollout import Rollout, closing, for_each, lead, run
+from rlver.rollout import Rollout, closing, for_each, play_dialogue, run
 from rlver.users.embedded.user import EmbeddedUser
 
-_HUMAN = "human"
+HUMAN = "human"
+"""Spec of a policy, and identity of a user, that a person at the terminal plays."""
 
 
 class Job(NamedTuple):
@@ -55,7 +56,7 @@ def pace_for(
         concurrency: largest number of dialogues at a time if an endpoint or a function answers.
         deadline: seconds that a dialogue with an endpoint or a function may take; None sets no limit.
     """
-    if _HUMAN in (policy.spec, user.identity):
+    if HUMAN in (policy.spec, user.identity):
         return Pace(1)
     offline = isinstance(user, EmbeddedUser)
     if getattr(policy, "engine", None) is None:
@@ -149,7 +150,7 @@ async def play_jobs(
         rollout = Rollout(dialogue, user, derive(job.seed, "user"), derive(job.seed, "policy"))
         began = time.perf_counter()
         with counting() as usage:
-            await lead(rollout, policy, pace.deadline)
+            await play_dialogue(rollout, policy, pace.deadline)
         seconds = time.perf_counter() - began
         transcript = record(dialogue, policy=policy.spec, user=identity, prompt=policy.prompt_hash, seed=job.seed)
         on_dialogue(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlver.core.data import digest
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.files import lock_folder
 from rlver.core.jsonl import read_objects
 from rlver.core.profile import Frozen, Language, Profile
@@ -229,9 +229,7 @@ def read_log(path: Path) -> Iterator[LoggedDialogue]:
         try:
             yield LoggedDialogue.model_validate(record)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise RlverError(f"{where}: not a dialogue of a log ({field}: {first['msg']}).") from None
+            raise RlverError(f"{where}: not a dialogue of a log ({first_problem(error)}).") from None
 
 
 _CHANGE_ADVICE = "choose another --out, or the earlier settings to continue it."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rlver.core.correlation import spearman
 from rlver.core.dialogue import Dialogue, Opening
 from rlver.core.emotion import get_preset
 from rlver.core.errors import CallFailed, RlverError
@@ -13,7 +14,7 @@ from rlver.core.interfaces import User
 from rlver.core.profile import Frozen, Profile
 from rlver.core.seeds import derive
 from rlver.core.transcript import Transcript
-from rlver.evaluation.agreement import RESAMPLES, spearman
+from rlver.evaluation.agreement import RESAMPLES
 from rlver.evaluation.statistics import percentile_interval
 from rlver.rollout import closing, for_each, run
 from rlver.users.llm import LlmUser

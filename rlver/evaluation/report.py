@@ -155,10 +155,10 @@ def reasons_text(turns: Sequence[Turn], start: float, language: Language) -> Tex
     return text
 
 
-def _line(text: Text, margin: str, who: str, said: str, style: str) -> None:
+def _line(text: Text, margin: str, speaker: str, words: str, style: str) -> None:
     text.append(margin, style="bold")
-    text.append(f"{who}: " if who else "", style=f"bold {style}")
-    text.append(plain(said) + "\n", style=style if style in ("dim", "red") else "")
+    text.append(f"{speaker}: " if speaker else "", style=f"bold {style}")
+    text.append(plain(words) + "\n", style=style if style in ("dim", "red") else "")
 
 
 def _interval(interval: tuple[float, float]) -> str:

@@ -41,19 +41,19 @@ def parse_official_transcript(record: Mapping[str, Any], where: str, policy: str
     """
     profile = parse_official_profile({"main_cha": record.get("character"), **record}, where)
     try:
-        first, *rest = record["history"]
-        score = float(first["emotion-point"])
+        first_message, *messages = record["history"]
+        emotion = float(first_message["emotion-point"])
         turns: list[Turn] = []
-        for message in rest:
+        for message in messages:
             if message["role"] == "assistant":
-                turns.append(Turn(raw=message["content"], reply=message["content"], score=score))
+                turns.append(Turn(raw=message["content"], reply=message["content"], score=emotion))
             else:
-                score = _react(turns[-1], message, score)
-        opening, final = str(first["content"]), float(record["emo_point"])
+                emotion = _react(turns[-1], message, emotion)
+        opening, final = str(first_message["content"]), float(record["emo_point"])
     except (KeyError, TypeError, ValueError, IndexError, SyntaxError) as error:
         raise RlverError(f"{where}: not an official transcript ({type(error).__name__}: {error}).") from None
-    if abs(score - final) > 1e-6:
-        raise RlverError(f"{where}: the dialogue ends at {score:g} points, but emo_point is {final:g}.")
+    if abs(emotion - final) > 1e-6:
+        raise RlverError(f"{where}: the dialogue ends at {emotion:g} points, but emo_point is {final:g}.")
     return (
         Transcript(
             profile=profile.id,
@@ -125,11 +125,11 @@ def _react(turn: Turn, message: Mapping[str, Any], before: float) -> float:
     return after
 
 
-def _stop(score: float, turns: list[Turn]) -> StopReason:
+def _stop(final: float, turns: list[Turn]) -> StopReason:
     last = turns[-1].reaction if turns else None
-    if band(score) == "S":
+    if band(final) == "S":
         return StopReason.DELIGHTED
-    if band(score) == "F":
+    if band(final) == "F":
         return StopReason.FED_UP
     return StopReason.FAREWELL if last is not None and is_farewell(last.utterance) else StopReason.TURN_LIMIT
 

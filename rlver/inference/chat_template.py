@@ -115,16 +115,16 @@ class Template:
 
     def _with_reply_end(self, after_reply: str) -> Template:
         """Find the token that ends a reply."""
-        rest = after_reply.lstrip()
+        without_tail = after_reply.lstrip()
         added = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
-        close = max((token for token in added if token.strip() and rest.startswith(token)), key=len, default="")
+        close = max((token for token in added if token.strip() and without_tail.startswith(token)), key=len, default="")
         if not close:
             raise self._rejected(
                 "does not end a reply with a token of its own, so the end of a sampled reply cannot be recognised; "
                 "use a chat_template that puts the end-of-text token after every reply"
             )
-        tail = after_reply[: len(after_reply) - len(rest)]
-        return replace(self, tail=tail, close=close, before_user=rest[len(close) :])
+        tail = after_reply[: len(after_reply) - len(without_tail)]
+        return replace(self, tail=tail, close=close, before_user=without_tail[len(close) :])
 
     def _rejected(self, why: str) -> RlverError:
         return RlverError(f"{tokenizer_name(self.tokenizer)}: its chat template {why}.")

@@ -85,9 +85,9 @@ class Encoder:
 
     def _find_plain_marks(self, text: str) -> list[str]:
         """Message marks in a text of the template that are not tokens: bracketed words, otherwise whole lines."""
-        rest = self._added_texts.sub("\n", text) if self._added_texts else text
-        bracketed = [mark for mark in re.findall(_BRACKETED, rest) if len(mark) > 2]
-        if bracketed or rest != text:
+        without_tokens = self._added_texts.sub("\n", text) if self._added_texts else text
+        bracketed = [mark for mark in re.findall(_BRACKETED, without_tokens) if len(mark) > 2]
+        if bracketed or without_tokens != text:
             return bracketed
         return [line.strip() for line in text.splitlines() if len(line.strip()) > 1]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rlver.core.errors import Unreadable
+from rlver.core.errors import Unreadable, first_problem
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,10 +30,10 @@ def read_object(text: str, form: type[M], foreign: Sequence[str] = ()) -> M:
     """
     text = _THINK.sub("", text)
     quoted: list[dict[str, Any]] = []
-    for other in foreign:
-        if "{" in other:
-            quoted += find_objects(other)
-            text = text.replace(other, " ")
+    for foreign_text in foreign:
+        if "{" in foreign_text:
+            quoted += find_objects(foreign_text)
+            text = text.replace(foreign_text, " ")
     items: list[M] = []
     why = "no JSON object in it"
     for candidate in find_objects(text):
@@ -42,8 +42,7 @@ def read_object(text: str, form: type[M], foreign: Sequence[str] = ()) -> M:
         try:
             item = form.model_validate(_unwrapped(candidate, form))
         except ValidationError as error:
-            first = error.errors()[0]
-            why = f"{'.'.join(map(str, first['loc'])) or 'the object'}: {first['msg']}"
+            why = first_problem(error, "the object")
             continue
         if item not in items:
             items.append(item)

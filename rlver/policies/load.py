@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.interfaces import Policy
 from rlver.core.profile import Language
 from rlver.llm import LLM, parse_endpoint
@@ -144,8 +144,5 @@ def read_policy_info(folder: Path) -> PolicyInfo:
     try:
         return PolicyInfo.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise RlverError(f"{path}: not a valid description of a policy ({reason}).") from None

@@ -31,7 +31,6 @@ class ScriptedPolicy:
             raise RlverError(f"scripted:{name}: unknown script; choose one of {', '.join(SCRIPTED_NAMES)}.")
         self.spec = f"scripted:{name}"
         self._name = name
-        self._language = language
         self._lines: dict[str, list[str]] = read_yaml("rlver.policies", f"data/scripted.{language}.yaml")
 
     async def reply(self, dialogue: Dialogue, seed: int) -> Reply:
@@ -58,11 +57,11 @@ class ScriptedPolicy:
 
 
 def last_handle(dialogue: Dialogue, turns: int | None = None) -> str:
-    """The thing of the latest told fact that has one; empty if there is none.
+    """The handle of the latest fact that the user has told; empty if no told fact has one.
 
     Args:
         turns: number of turns to look at; None looks at all.
     """
-    told = [dialogue.opening_fact, *(turn.reaction.fact for turn in dialogue.turns[:turns] if turn.reaction)]
+    told_facts = [dialogue.opening_fact, *(turn.reaction.fact for turn in dialogue.turns[:turns] if turn.reaction)]
     facts = dialogue.profile.story.facts
-    return next((facts[i].handle for i in reversed(told) if i is not None and facts[i].handle), "")
+    return next((facts[i].handle for i in reversed(told_facts) if i is not None and facts[i].handle), "")

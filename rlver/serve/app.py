@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rlver.core.errors import CallFailed, RlverError
+from rlver.core.errors import CallFailed, RlverError, first_problem
 from rlver.serve.sessions import Conflict, NotFound, Session, Sessions
 from rlver.serve.streaming import Delta
 
@@ -62,7 +62,7 @@ class ChatRequest(BaseModel):
     session: str | None = None
     """For a simulated user: the session that the last message belongs to."""
     profile: str | None = None
-    """For a simulated user: the profile of a new dialogue."""
+    """For a simulated user: the profile of a new session."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def make_app(sessions: Sessions | None, policies: Mapping[str, Generator], token
     """The application.
 
     Args:
-        sessions: dialogues with a simulated user, which is offered as the model "sentient"; None offers none.
+        sessions: those of the simulated user, which is offered as the model "sentient"; None offers none.
         policies: trained policies by model name.
         token: bearer token that every request must carry; empty if none is needed.
     """
@@ -259,7 +259,4 @@ def _error(status: int, message: str) -> Response:
 
 def _describe(error: Exception) -> str:
     """One sentence about an error in a request."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
-    return f"{error}."
+    return f"{first_problem(error) if isinstance(error, ValidationError) else error}."

@@ -17,7 +17,7 @@ class Generator:
     """Answers requests with the model of a local policy, one after the other.
 
     Args:
-        system: system prompt of conversations that bring none.
+        system: system prompt for requests that bring none.
     """
 
     def __init__(self, policy: LocalPolicy, system: str) -> None:
@@ -26,7 +26,7 @@ class Generator:
         self._lock = threading.Lock()
 
     def prompt(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of a conversation up to the next reply.
+        """Token ids of a dialogue up to the next reply.
 
         Args:
             messages: (role, content) pairs; the last one is the user's.

@@ -1,4 +1,4 @@
-"""Dialogues with simulated users over a stateless protocol. Each session is one dialogue with one profile.
+"""Sessions: dialogues with a simulated user over a stateless protocol.
 
 A client may name its session. A client that cannot is recognised by its history: the session whose messages equal those
 of the request goes on.
@@ -25,7 +25,7 @@ MOST_SESSIONS = 10_000
 """Largest number of sessions. Beyond it, the least recently used one is forgotten."""
 
 Messages = Sequence[tuple[str, str]]
-"""A conversation as (role, content) pairs, in which the simulated user is the assistant."""
+"""The messages of a dialogue as (role, content) pairs, in which the simulated user is the assistant."""
 
 
 class NotFound(RlverError):
@@ -37,7 +37,7 @@ class Conflict(RlverError):
 
 
 class Session:
-    """One dialogue with a simulated user."""
+    """One dialogue of a client with a simulated user."""
 
     def __init__(self, dialogue: Dialogue, seed: int) -> None:
         self.id = secrets.token_urlsafe(12)
@@ -69,10 +69,10 @@ class Session:
 
 
 class Sessions:
-    """All dialogues with one simulated user.
+    """All sessions with one simulated user.
 
     Args:
-        profiles: those that dialogues can have. A dialogue that names none gets the next one in turn.
+        profiles: those that sessions can have. A session whose request names none gets the next one in turn.
     """
 
     def __init__(self, user: User, profiles: Sequence[Profile], preset: Preset, seed: int = 0) -> None:
@@ -80,13 +80,13 @@ class Sessions:
         self._profiles = {profile.id: profile for profile in profiles}
         self._order = list(self._profiles)
         self._turn = 0
-        """Number of dialogues that named no profile."""
+        """Number of sessions whose request named no profile."""
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._histories: OrderedDict[str, tuple[Session, int]] = OrderedDict()
         """Session and its number of turns, by the hash of the messages so far."""
 
     async def begin(self, profile: str | None = None, seed: int | None = None) -> Session:
-        """Begin a dialogue.
+        """Begin a session.
 
         Args:
             profile: id of its profile; None takes the next one in turn.

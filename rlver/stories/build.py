@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from rlver.core.data import digest, read_text, read_yaml
+from rlver.core.data import digest, fill_prompt, read_text, read_yaml
 from rlver.core.errors import Unreadable
 from rlver.core.profile import Character, ChatIntention, Fact, Frozen, Intention, Language, Persona, Profile, Story
 from rlver.core.seeds import derive
@@ -58,7 +58,7 @@ def _flag(value: object) -> object:
 
 
 class Checked(BaseModel):
-    """The model's answer when it checks a written profile."""
+    """The model's answer when it checks a written profile: whether the story fits the wish, and whether it names it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -149,7 +149,7 @@ async def build_profile(
         seed = derive(ingredients.seed, recipe.number, attempt)
         written = await ask(
             llm,
-            [{"role": "user", "content": _fill(f"build.{language}.md", slots)}],
+            [{"role": "user", "content": fill_prompt(_PROMPTS, f"build.{language}.md", slots)}],
             Written,
             language=language,
             temperature=temperature,
@@ -157,14 +157,15 @@ async def build_profile(
             seed=seed,
             check=lambda item: find_faults(item, language, pieces["leaks"][recipe.intention]),
         )
-        if other := duplicate_of(written.story):
-            why = f"almost the story of {other}"
+        if duplicate := duplicate_of(written.story):
+            why = f"almost the story of {duplicate}"
             continue
         text = "\n".join([written.story, "", written.opening, *(fact.say for fact in written.facts)])
         quoted = text.replace("<", "(").replace(">", ")")
+        prompt = fill_prompt(_PROMPTS, f"check.{language}.md", slots | {"text": quoted, "mark": f"{seed:x}"})
         checked = await ask(
             llm,
-            [{"role": "user", "content": _fill(f"check.{language}.md", slots | {"text": quoted, "mark": f"{seed:x}"})}],
+            [{"role": "user", "content": prompt}],
             Checked,
             language=language,
             temperature=0.0,
@@ -214,8 +215,8 @@ class StoryIndex:
     def duplicate_of(self, story: str, language: Language) -> str:
         """The id of a profile with almost this story; empty if there is none."""
         grams = _grams(story, language)
-        for name, other in self._grams.items():
-            if len(grams & other) > _DUPLICATE_SHARE * min(len(grams), len(other)):
+        for name, known in self._grams.items():
+            if len(grams & known) > _DUPLICATE_SHARE * min(len(grams), len(known)):
                 return name
         return ""
 
@@ -225,11 +226,6 @@ def _grams(text: str, language: Language) -> set[tuple[str, ...]]:
     size = 3 if language == "en" else 6
     tokens = [word for word in words(text, language) if word[0].isalnum()]
     return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}
-
-
-def _fill(name: str, slots: dict[str, Any]) -> str:
-    text = re.sub(r"\A<!--.*?-->\s*", "", read_text(_PROMPTS, name), flags=re.DOTALL)
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: str(slots[match[1]]), text).strip()
 
 
 def profile_id(ingredients: Ingredients, recipe: Recipe) -> str:

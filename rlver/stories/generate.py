@@ -82,7 +82,7 @@ def _profile(
     words = read_yaml("rlver.stories", f"data/personas.{language}.yaml")
     pool = "train" if split == "train" else "heldout"
     names: dict[str, str] = {
-        str(key): rng.choice(words["names"][other.gender][pool]) for key, other in spec.people.items()
+        str(key): rng.choice(words["names"][person.gender][pool]) for key, person in spec.people.items()
     }
     if len(set(names.values())) < len(names):
         names["b"] = next(name for name in words["names"][spec.people["b"].gender][pool] if name != names["a"])
@@ -90,12 +90,12 @@ def _profile(
     own_name = rng.choice([name for name in words["names"][gender][pool] if name not in names.values()])
     persona = _persona(language, words, own_name, gender, rng)
 
-    first, rest = spec.facts[0], list(spec.facts[1:])
-    rng.shuffle(rest)
+    first, later = spec.facts[0], list(spec.facts[1:])
+    rng.shuffle(later)
     first_kinds = _TELLS_FIRST[intention]
-    rest.sort(key=lambda fact: first_kinds.index(fact.kind) if fact.kind in first_kinds else len(first_kinds))
+    later.sort(key=lambda fact: first_kinds.index(fact.kind) if fact.kind in first_kinds else len(first_kinds))
     introduced: set[str] = set()
-    facts = tuple(_tell(language, fact, spec, names, introduced) for fact in (first, *rest))
+    facts = tuple(_tell(language, fact, spec, names, introduced) for fact in (first, *later))
 
     def fill(text: str) -> str:
         return text.format(**names)

@@ -18,7 +18,7 @@ HELD_OUT_TOPIC = "community"
 
 
 class OtherPerson(BaseModel):
-    """Another person of the story. The generator chooses the name."""
+    """Somebody else in the story. The generator chooses the name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,9 +74,11 @@ def load_stories(language: Language, split: Split | None = None) -> list[StorySp
         stories = _topic(language, topic)
         held_out = len(stories) if topic == HELD_OUT_TOPIC else max(1, len(stories) // 4)
         for i, story in enumerate(stories):
-            left = len(stories) - i
-            own: Split = "benchmark" if left <= held_out else "validation" if left == held_out + 1 else "train"
-            if split in (None, own):
+            remaining = len(stories) - i
+            story_split: Split = "train"
+            if remaining <= held_out + 1:
+                story_split = "benchmark" if remaining <= held_out else "validation"
+            if split in (None, story_split):
                 selected.append(story)
     return selected
 

@@ -45,8 +45,8 @@ class PatternIndex:
         rarity = _Rarity(sample)
         for name, patterns in groups.items():
             for pattern in patterns:
-                needs = sorted(_requirements(_parser.parse(pattern, re.IGNORECASE), rarity), key=rarity.of)
-                needs = needs[:1] + [need for need in needs[1:] if rarity.of(need)[0] <= _COMMON_SHARE * len(sample)]
+                needs = sorted(_requirements(_parser.parse(pattern, re.IGNORECASE), rarity), key=rarity.rank)
+                needs = needs[:1] + [need for need in needs[1:] if rarity.rank(need)[0] <= _COMMON_SHARE * len(sample)]
                 number = len(self._patterns)
                 self._patterns.append((name, *_compile(pattern), needs[1:]))
                 for key in needs[0] if needs else ():
@@ -60,7 +60,7 @@ class PatternIndex:
             self._keys.add_word(key, key)
         self._keys.make_automaton()
 
-    def found_in(self, text: str) -> tuple[str, ...]:
+    def groups_in(self, text: str) -> tuple[str, ...]:
         """The names of the groups with a pattern that matches somewhere in the text, in the order of the groups."""
         lower = (text if text.isascii() else text.translate(_ODD_CASE)).lower()
         keys = {key for _, key in self._keys.iter(lower)} if self._by_key else set()
@@ -93,10 +93,10 @@ class _Rarity:
     def __init__(self, sample: Sequence[str]) -> None:
         self._sample = [text.lower() for text in sample]
         self._all = "\n".join(self._sample)
-        self.of = cache(self._of)
+        self.rank = cache(self._rank)
         self._texts = cache(self._texts_with)
 
-    def _of(self, keys: frozenset[str]) -> tuple[int, int]:
+    def _rank(self, keys: frozenset[str]) -> tuple[int, int]:
         """Sort key, small for rare: number of texts with one of these strings, then minus the shortest length."""
         return len(set().union(*map(self._texts, keys))), -min(map(len, keys))
 
@@ -126,7 +126,7 @@ def _requirements(sequence: Any, rarity: _Rarity) -> list[frozenset[str]]:
         elif op is _code.BRANCH:
             parts = [_requirements(branch, rarity) for branch in argument[1]]
             if all(parts):
-                needs.append(frozenset().union(*(min(part, key=rarity.of) for part in parts)))
+                needs.append(frozenset().union(*(min(part, key=rarity.rank) for part in parts)))
         elif op in _REPEATS and argument[0] > 0:
             needs += _requirements(argument[2], rarity)
     needs.append(frozenset(here))
@@ -174,8 +174,8 @@ def _digits() -> set[str]:
     return set(re.findall(r"\d", "".join(map(chr, range(0x20000)))))
 
 
-def _joined(left: set[str], right: set[str]) -> set[str] | None:
-    """Every string of `left` followed by every string of `right`; None if these are too many."""
-    if min(len(left), len(right)) > 1 and len(left) * len(right) > _MAX_STRINGS:
+def _joined(prefixes: set[str], suffixes: set[str]) -> set[str] | None:
+    """Every prefix followed by every suffix; None if these are too many."""
+    if min(len(prefixes), len(suffixes)) > 1 and len(prefixes) * len(suffixes) > _MAX_STRINGS:
         return None
-    return {first + second for first in left for second in right}
+    return {prefix + suffix for prefix in prefixes for suffix in suffixes}

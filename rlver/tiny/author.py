@@ -27,7 +27,7 @@ class Line:
     raw: str
     """The text, with the thought if the policy thinks."""
     handle: str
-    """The thing in the user's story that the reply mentions; empty if it mentions none."""
+    """The handle in the user's story that the reply mentions; empty if it mentions none."""
     first_sentence: str = ""
     """The first sentence of the reply, which performs its act."""
 

@@ -104,7 +104,7 @@ def hint_lines(language: Language) -> list[tuple[str, Intention]]:
 
 
 def _swap_handles(profile: Profile, others: Sequence[Profile], rng: random.Random) -> Profile:
-    """Replace the things in a story by other ones, so that the policy must copy them and cannot memorise them."""
+    """Replace the handles of a story by others, so that the policy must copy them and cannot memorise them."""
     facts = []
     for fact in profile.story.facts:
         handles = [rng.choice(rng.choice(others).story.facts).handle for _ in range(3)]

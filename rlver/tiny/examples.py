@@ -39,7 +39,7 @@ def dialogue_example(written: WrittenDialogue, chat: ChatFormat, handle_weight: 
     """A dialogue of the corpus as if the policy had sampled it.
 
     Args:
-        handle_weight: loss weight of the tokens of a thing that the reply takes from the user's story.
+        handle_weight: loss weight of the tokens of a handle that the reply takes from the user's story.
         act_weight: loss weight of the first token of the act.
     """
     dialogue, lines = written

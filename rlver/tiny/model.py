@@ -1,6 +1,6 @@
 """The tiny policy's model: Qwen2 with 0.7 million parameters, initialised so that it can copy from the start.
 
-To repeat a thing that the user mentioned, a model needs an induction circuit: previous-token heads in one layer, and
+To repeat a phrase that the user mentioned, a model needs an induction circuit: previous-token heads in one layer, and
 copying heads in the next layer that find an earlier occurrence of the current tokens and copy what followed it (Olsson
 et al. 2022). A model of this size forms the circuit late or never when it is trained from random weights. Therefore the
 initial weights contain one, and training refines it. All other weights are initialised as usual.

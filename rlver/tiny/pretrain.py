@@ -151,9 +151,9 @@ def _train_tokenizer(config: PretrainConfig, written: Iterable[WrittenDialogue])
 
 
 def _texts_without_handles(dialogue: Dialogue) -> list[str]:
-    """The messages and replies of a dialogue, without the things in the user's story.
+    """The messages and replies of a dialogue, without the handles of the user's story.
 
-    Leaving them out keeps these things as many tokens long as those in stories that training never meets. The policy
+    Leaving them out keeps these handles as many tokens long as those of stories that training never meets. The policy
     then copies them instead of memorising them.
     """
     texts = [message.content for message in dialogue.messages()] + [turn.raw for turn in dialogue.turns]

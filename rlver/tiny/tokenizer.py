@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from rlver.core.think import CLOSE, OPEN
 
 VOCABULARY = 3072
-"""Number of tokens. It is small on purpose: many names and things in a story are several tokens long, so that the
+"""Number of tokens. It is small on purpose: many names and handles in a story are several tokens long, so that the
 policy learns to copy tokens instead of words that it has memorised."""
 
 START, _END, _PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"

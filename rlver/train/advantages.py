@@ -92,7 +92,7 @@ def peers(table: Table, group: int, by_turn: bool, row: int, turn: int) -> list[
     if not by_turn:
         return [value for rollout in rollouts for value in rollout]
     values = [rollout[turn] for rollout in rollouts if len(rollout) > turn]
-    return values if len(values) > 1 else [other[turn] for other in table if len(other) > turn]
+    return values if len(values) > 1 else [rollout[turn] for rollout in table if len(rollout) > turn]
 
 
 def divide_by_std(table: Table) -> list[list[float]]:

@@ -213,7 +213,7 @@ def find_prefix(openings: Sequence[list[int]], tokens: int, device: torch.device
     rows = [tuple(row[:shortest]) for row in openings]
     depths = [len(common_prefix(neighbours)) for neighbours in pairwise(sorted(rows))]
     # In sorted order, a row that shares at least `depth` ids with the row before it needs no prefix of its own.
-    saved = {depth: depth * sum(other >= depth for other in depths) for depth in depths}
+    saved = {depth: depth * sum(common >= depth for common in depths) for depth in depths}
     depth = max(saved, key=saved.__getitem__, default=0)
     if not depth or saved[depth] < _MIN_SAVING * tokens:
         return None

@@ -158,7 +158,7 @@ class ModelSettings(Settings):
 
 
 class DialogueSettings(Settings):
-    """Who talks with whom, and how replies are sampled."""
+    """The users, their language and rules, and how the policy replies to them."""
 
     language: Language = "en"
     """Language of the dialogues. The tiny policy is pretrained in this language."""

@@ -38,10 +38,10 @@ def turn_rewards(dialogue: Dialogue, credit: Credit, reward: Reward | None = Non
     count = len(dialogue.turns)
     if credit == "terminal":
         return [0.0] * (count - 1) + [dialogue.reward]
-    scores = [dialogue.preset.start, *(turn.score for turn in dialogue.turns)]
+    emotions = [dialogue.preset.start, *(turn.score for turn in dialogue.turns)]
     if dialogue.turns[-1].reaction is None:
-        scores[-1] = 0.0
-    return [(after - before) / 10.0 for before, after in pairwise(scores)]
+        emotions[-1] = 0.0
+    return [(after - before) / 10.0 for before, after in pairwise(emotions)]
 
 
 def discount(credit: Credit, gamma: float) -> float:

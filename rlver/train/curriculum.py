@@ -27,7 +27,7 @@ _POOL = 4
 
 
 class Meeting(NamedTuple):
-    """Whom the policy talks with: a profile, and the type of its user."""
+    """A user that the policy meets: a profile, and the user type."""
 
     profile: Profile
     user_type: UserType

@@ -103,7 +103,7 @@ def _shapes(tensors: list[Tensor]) -> str:
 
 
 def _says_something(function: Any) -> bool:
-    """Whether the results are new numbers: not memory that nobody has filled yet, and not a view.
+    """Whether the results are new numbers: neither uninitialised memory nor a view.
 
     What is changed in place is new, except while sampling, when passes side by side write to one cache.
     """

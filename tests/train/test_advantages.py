@@ -57,7 +57,7 @@ def test_grpo_over_all_turns_of_a_group(seed: int, groups: int, group: int) -> N
 
 
 def centred_by_turn(rows: list[list[float]], group: int) -> np.ndarray:
-    """Less the mean of the group's dialogues at the same turn, of the batch's where nobody else got so far."""
+    """Values minus the group's mean at the same turn, or the batch's if no other dialogue of the group got so far."""
     table = padded(rows)
     found = table.copy()
     for i in range(len(rows)):
@@ -107,7 +107,7 @@ def test_rloo_leaves_its_own_dialogue_out(seed: int, groups: int, group: int, by
 
 @pytest.mark.parametrize("algo", sorted(GROUP_ESTIMATORS))
 @pytest.mark.parametrize("by_turn", [False, True])
-def test_what_fares_alike_teaches_nothing(algo: str, by_turn: bool) -> None:
+def test_equal_rewards_give_no_advantage(algo: str, by_turn: bool) -> None:
     same = [[0.3, 0.3], [0.3, 0.3], [0.7, 0.7], [0.7, 0.7]]
     assert GROUP_ESTIMATORS[algo](same, 2, by_turn) == [near([0.0, 0.0])] * 4
     mixed = GROUP_ESTIMATORS[algo]([[0.3, 0.3], [0.3, 0.3], [1.0, 0.5], [0.0, 0.5]], 2, True)
@@ -133,7 +133,7 @@ def test_gae_is_the_double_sum(seed: int, length: int) -> None:
 
 @given(seed=seeds, gamma=st.floats(0, 1), turns=st.integers(1, 9))
 def test_gae_with_lambda_one_has_the_returns_as_targets(seed: int, gamma: float, turns: int) -> None:
-    """Whatever the critic says: with lambda 1 nothing is bootstrapped."""
+    """With lambda 1 nothing is bootstrapped, so the critic's values have no influence."""
     rewards, values = default_rng(seed).normal(size=(2, turns))
     constant = torch.full((turns,), gamma, dtype=torch.float64)
     _, targets = gae(torch.tensor(rewards), torch.tensor(values), constant, torch.ones_like(constant))
@@ -155,7 +155,7 @@ def tokens(rows: list[list[float]], rng: np.random.Generator) -> list[torch.Tens
 
 @given(seed=seeds, credit=st.sampled_from(["terminal", "change", "return", "turn"]), penal=st.booleans())
 @pytest.mark.parametrize("algo", sorted(GROUP_ESTIMATORS))
-def test_comparing_algorithms_end_to_end(algo: str, seed: int, credit: Any, penal: bool) -> None:
+def test_group_algorithms_end_to_end(algo: str, seed: int, credit: Any, penal: bool) -> None:
     """From rewards to tokens: every token of a turn has the advantage of what its turn is worth, charges included."""
     rng = default_rng(seed)
     rows = ragged(rng, 2, 3)

@@ -1,4 +1,4 @@
-"""When a run gives up: rules that no sound run breaks, and what is left when one is broken."""
+"""Collapse: rules that no healthy run breaks, and the files that a collapsed run leaves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toys import lines, quick
 
 from rlver.cli.main import main
 from rlver.train.config import TrainConfig
-from rlver.train.runs.collapse import Collapsed, CollapseWatch, Verdict
+from rlver.train.runs.collapse import Collapse, Collapsed, CollapseWatch
 from rlver.train.runs.outcome import read_outcome
 from rlver.train.runs.run_folder import read_json
 from rlver.train.runs.training_run import run
@@ -24,17 +24,17 @@ from rlver.train.trainer import Trainer
 SOUND = {"entropy": 0.3, "kl": 0.2, "repeated_replies": 0.02, "bad_format": 0.1, "reward": 0.5, "loss": 0.0}
 
 
-def watch(records: Iterable[dict[str, float]], **settings: Any) -> tuple[int, Verdict | None]:
+def watch(records: Iterable[dict[str, float]], **settings: Any) -> tuple[int, Collapse | None]:
     """The step at which a run with these metrics is stopped, and why; (0, None) if it is not."""
     follower = CollapseWatch(TrainConfig(**settings))
     for step, record in enumerate(records, 1):
-        if verdict := follower.take(SOUND | record):
+        if verdict := follower.observe(SOUND | record):
             return step, verdict
     return 0, None
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "expected"),
     [
         ({"entropy": 0.02}, "entropy fell from 0.3 to 0.02 nats a token at step 15"),
         ({"kl": 2.5}, "kl rose from 0.2 to 2.5 nats a token at step 15"),
@@ -43,9 +43,9 @@ def watch(records: Iterable[dict[str, float]], **settings: Any) -> tuple[int, Ve
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_limit_must_be_broken_for_a_whole_window(bad: dict[str, float], told: str) -> None:
+def test_a_limit_must_be_broken_for_a_whole_window(bad: dict[str, float], expected: str) -> None:
     step, verdict = watch([{}] * 10 + [bad] * 9)
-    assert step == 15 and verdict is not None and verdict.sentence.startswith(told)
+    assert step == 15 and verdict is not None and verdict.sentence.startswith(expected)
     # The weights after step 9 played step 10, which was sound; those after step 10 played step 11.
     assert verdict.healthy == 9
     assert watch([{}] * 10 + [bad] * 4 + [{}] + [bad] * 4) == (0, None)
@@ -85,11 +85,11 @@ def test_a_reward_that_stays_low_is_a_collapse() -> None:
     assert watch(high + low[:10] + high + low[:10]) == (0, None)
     assert watch([{"reward": 0.09}] * 10 + [{"reward": 0.01}] * 40) == (0, None), "almost nothing is lost"
     follower = CollapseWatch(TrainConfig(), reward=False)
-    assert not any(follower.take(SOUND | record) for record in high + low), "with a curriculum it may fall"
+    assert not any(follower.observe(SOUND | record) for record in high + low), "with a curriculum it may fall"
 
 
 @pytest.mark.parametrize("name", ["loss", "kl", "entropy", "grad_norm"])
-def test_what_is_no_number_counts_at_once(name: str) -> None:
+def test_a_metric_that_is_not_finite_counts_at_once(name: str) -> None:
     step, verdict = watch([{}] * 6 + [{name: nan}])
     assert step == 7 and verdict is not None and verdict.healthy == 5
     assert verdict.sentence == f"{name} became nan at step 7"
@@ -115,17 +115,17 @@ def test_a_watch_goes_on_from_its_state() -> None:
     records = [{}] * 8 + [{"kl": 3.0}] * 9
     straight, broken = CollapseWatch(TrainConfig()), CollapseWatch(TrainConfig())
     for record in records[:11]:
-        straight.take(SOUND | record)
-        broken.take(SOUND | record)
+        straight.observe(SOUND | record)
+        broken.observe(SOUND | record)
     resumed = CollapseWatch(TrainConfig())
     resumed.load_state_dict(json.loads(json.dumps(broken.state_dict())))
-    assert [straight.take(SOUND | r) for r in records[11:]] == [resumed.take(SOUND | r) for r in records[11:]]
-    assert resumed.verdict
+    assert [straight.observe(SOUND | r) for r in records[11:]] == [resumed.observe(SOUND | r) for r in records[11:]]
+    assert resumed.collapse
     state = json.loads(json.dumps(resumed.state_dict()))
     for limit, still in ((2.0, True), (9.0, False)):  # other limits, another chance
         again = CollapseWatch(TrainConfig(collapse_kl=limit))
         again.load_state_dict(state)
-        assert bool(again.verdict) is still
+        assert bool(again.collapse) is still
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_collapsed_run_ends_with_its_best_policy_or_its_base(
 
 
 @pytest.mark.usefixtures("ill")
-def test_a_run_can_be_told_not_to_stop(base: Path, tmp_path: Path) -> None:
+def test_stopping_can_be_switched_off(base: Path, tmp_path: Path) -> None:
     run(collapsing(base, stop_on_collapse=False), base, tmp_path)
     assert len(lines(tmp_path)) == 9 and read_outcome(tmp_path).collapse == ""
 

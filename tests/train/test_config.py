@@ -122,7 +122,7 @@ def test_a_run_with_a_preset_of_ones_own_is_resumed(base: Path, tmp_path: Path) 
         check_folder(tmp_path / "run", quick(base, steps=1), resume=True)
 
 
-def test_a_run_of_before_the_user_settings_were_renamed_is_resumed(base: Path, tmp_path: Path) -> None:
+def test_a_run_from_before_the_user_settings_were_renamed_is_resumed(base: Path, tmp_path: Path) -> None:
     config = quick(base, steps=1, user="challenging")
     run(config, base, tmp_path / "run")
     file = tmp_path / "run" / "config.json"

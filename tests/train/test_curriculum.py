@@ -21,7 +21,7 @@ from rlver.train.runs.training_run import run
 from rlver.train.trainer import Trainer
 
 
-def talk(success: bool) -> Dialogue:
+def ended_dialogue(success: bool) -> Dialogue:
     """A dialogue that ended well or badly."""
     dialogue = Dialogue(generate("en", "train", 1)[0], PRESETS["sage"], think=False)
     dialogue.begin("Hello.")
@@ -58,9 +58,9 @@ def test_vanilla_users_come_first_then_those_who_can_be_learned_from() -> None:
     warm = curriculum.draw(0, 16)
     assert {m.user_type for m in warm} == {"vanilla"}
     assert Counter(m.profile.need for m in warm) == dict.fromkeys(Intention, 2)
-    # Vanilla users are delighted always, but those who want to be heard half the time; challenging ones never were.
+    # Vanilla users are delighted always, but those whose intention is `listen` half the time; challenging ones never.
     for m in warm:
-        curriculum.observe([(m, [talk(True), talk(m.profile.need is not Intention.LISTEN)])])
+        curriculum.observe([(m, [ended_dialogue(True), ended_dialogue(m.profile.need is not Intention.LISTEN)])])
     weights = {(u, n): curriculum.weight(u, n, 2) for u in ("vanilla", "challenging") for n in Intention}  # type: ignore[arg-type]
     assert weights["vanilla", Intention.LISTEN] == 1.0
     assert set(weights.values()) == {1.0, 0.1}
@@ -74,7 +74,7 @@ def test_rates_are_remembered() -> None:
     meeting = next(m for m in curriculum.draw(0, 16) if m.profile.need is Intention.PRAISE)
     kind = f"{meeting.user_type}/praise"
     for success, rate in ((True, 1.0), (False, 0.5), (False, 0.25)):
-        curriculum.observe([(meeting, [talk(success)])])
+        curriculum.observe([(meeting, [ended_dialogue(success)])])
         assert curriculum.success_rates[kind] == rate
     assert curriculum.metrics() == {f"curriculum/{kind}": 0.25}
     other = Curriculum(curriculum.config)

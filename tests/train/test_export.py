@@ -1,4 +1,4 @@
-"""Export: a folder that others can use without us, and a card that says no more than was measured."""
+"""Export: a folder that loads without rlver, and a card that says no more than was measured."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_export_is_used_as_its_card_says(
     assert serve[:3] == ["serve", "--policy", "mine"]
 
 
-def test_a_card_tells_what_the_run_measured(trained: Path, tmp_path: Path) -> None:
+def test_the_card_shows_the_evaluation_of_the_run(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "mine", base_model="someone/small")
     header, text = card_of(tmp_path / "mine")
     assert header["base_model"] == "someone/small" and header["language"] == ["en"]
@@ -101,7 +101,7 @@ def test_a_card_tells_what_the_run_measured(trained: Path, tmp_path: Path) -> No
     assert "simulated" in text.lower() and "no therapist" in text
 
 
-def test_a_card_tells_the_benchmark(trained: Path, tmp_path: Path) -> None:
+def test_the_card_shows_the_benchmark(trained: Path, tmp_path: Path) -> None:
     bench = ["bench", "--policy", str(trained / "base"), "--policy", str(trained / "policy"), "--seed", "3"]
     assert main([*bench, "--policy", "scripted:generic", "--n", "3", "--out", str(tmp_path / "bench")]) == 0
     file = tmp_path / "bench" / "results.json"
@@ -115,8 +115,8 @@ def test_a_card_tells_the_benchmark(trained: Path, tmp_path: Path) -> None:
         assert f"| {name} | 3 | {result.summary.score:.1f} | {low:.1f} to {high:.1f} |" in text
     assert "preset `sage`" in text and f"simulated user `{found.user}`" in text and "seed `3`" in text
     assert f"system prompt `{found.policies[1].prompt}`" in text
-    for source, told in ((trained / "best", "is about"), (trained / "checkpoints" / "step-000002", "is about")):
-        with pytest.raises(RlverError, match=told):
+    for source, message in ((trained / "best", "is about"), (trained / "checkpoints" / "step-000002", "is about")):
+        with pytest.raises(RlverError, match=message):
             export(source, tmp_path / "other", results=file)
     file.write_text('{"version": 1}', encoding="utf-8")
     with pytest.raises(RlverError, match=r"results\.json: must hold results"):
@@ -124,7 +124,9 @@ def test_a_card_tells_the_benchmark(trained: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_what_was_not_measured_is_not_told(base: Path, trained: Path, whole: dict[str, Path], tmp_path: Path) -> None:
+def test_the_card_leaves_out_what_was_not_measured(
+    base: Path, trained: Path, whole: dict[str, Path], tmp_path: Path
+) -> None:
     export(base, tmp_path / "foreign")
     export(whole["ppo"], tmp_path / "ppo")
     export(whole["ppo"] / "checkpoints" / "step-000002", tmp_path / "two")
@@ -145,7 +147,7 @@ def test_a_policy_that_thinks_says_how(thinker: Path, tmp_path: Path) -> None:
     assert note["think"] and note["language"] == "zh"
 
 
-def test_an_export_tells_nothing_of_the_machine(trained: Path, tmp_path: Path) -> None:
+def test_an_export_reveals_no_path_of_the_machine(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "mine")
     for file in (tmp_path / "mine").iterdir():
         assert file.suffix in {".json", ".safetensors", ".jinja", ".md"}
@@ -154,35 +156,38 @@ def test_an_export_tells_nothing_of_the_machine(trained: Path, tmp_path: Path) -
             assert str(tmp_path.parent.parent) not in text and str(Path.home()) not in text
 
 
-def test_what_cannot_be_exported_is_told(
+def test_folders_that_cannot_be_exported_are_reported(
     trained: Path, tmp_path: Path, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(*arguments: str) -> str:
+    def error_of(*arguments: str) -> str:
         capsys.readouterr()
         assert main(["export", *arguments]) == 1
         return capsys.readouterr().err
 
     out = str(tmp_path / "out")
-    assert "no such folder" in told(str(tmp_path / "nothing"), "--out", out)
-    assert "neither a run that has ended" in told(str(tmp_path), "--out", out)
+    assert "no such folder" in error_of(str(tmp_path / "nothing"), "--out", out)
+    assert "neither a run that has ended" in error_of(str(tmp_path), "--out", out)
     for file in (half / "policy").iterdir():
         file.unlink()
-    assert "step-000002" in told(str(half), "--out", out)
-    assert "no adapter" in told(str(trained), "--out", out, "--format", "adapter")
-    assert "choose another --out" in told(str(trained), "--out", str(trained))
+    assert "step-000002" in error_of(str(half), "--out", out)
+    assert "no adapter" in error_of(str(trained), "--out", out, "--format", "adapter")
+    assert "choose another --out" in error_of(str(trained), "--out", str(trained))
     (tmp_path / "here").mkdir()
     with contextlib.chdir(tmp_path / "here"):
-        assert "choose another --out" in told(str(trained), "--out", ".")
-    assert "cannot be read" in told(str(trained), "--out", out, "--results", str(tmp_path)) and not Path(out).exists()
+        assert "choose another --out" in error_of(str(trained), "--out", ".")
+    assert "cannot be read" in error_of(str(trained), "--out", out, "--results", str(tmp_path))
+    assert not Path(out).exists()
 
 
-def test_notes_of_any_kind_are_exported_or_told(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rlver_json_of_any_content_is_exported_or_reported(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "noted"
     shutil.copytree(base, folder)
-    for note, told in (({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens")):
+    for note, message in (({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens")):
         (folder / "rlver.json").write_text(json.dumps(note), encoding="utf-8")
         assert main(["export", str(folder), "--out", str(tmp_path / "out")]) == 1
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     (folder / "rlver.json").write_text(json.dumps({"temperature": 0, "language": None}), encoding="utf-8")
     assert main(["export", str(folder), "--out", str(tmp_path / "out")]) == 0
     model, tokenizer = loaded(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -230,7 +235,7 @@ def test_merging_needs_peft(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}', encoding="utf-8")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(RlverError, match=r"pip install peft, or choose --format adapter"):
+    with pytest.raises(RlverError, match=r"pip install 'rlver\[lora\]', or choose --format adapter"):
         export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Dialogues that fail: counted, shown, their reasons kept, and what is sound is learned from."""
+"""Dialogues that fail: they are counted, shown and explained, and training continues with the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlver.train.runs.training_run import run
 
 
 class Moody(Toy):
-    """Cannot be reached in some of the talks, in the order in which they begin."""
+    """Cannot be reached in some of the dialogues, in the order in which they begin."""
 
     def __init__(self, broken: set[int], **values: Any) -> None:
         super().__init__(**values)
@@ -38,8 +38,8 @@ def test_failures_are_counted_and_their_reasons_kept(
     run(quick(base, batch=6, steps=2, zero_variance="keep"), base, tmp_path / "run")
     first, second = lines(tmp_path / "run")
     assert first["failed"] == 4 and "failed" not in second
-    (told,) = lines(tmp_path / "run", "failures.jsonl")
-    assert told == {"step": 1, "dialogues": 4, "reasons": {"status 400: refused": 4}}
+    (record,) = lines(tmp_path / "run", "failures.jsonl")
+    assert record == {"step": 1, "dialogues": 4, "reasons": {"status 400: refused": 4}}
 
 
 def test_the_command_shows_what_was_left_out(
@@ -53,7 +53,7 @@ def test_the_command_shows_what_was_left_out(
 
 
 def test_a_refill_that_fails_leaves_what_is_there(speakers: Any, words: Any) -> None:
-    """Nothing is learned from a step only if all of its dialogues were in vain."""
+    """A step teaches nothing only if all of its dialogues failed."""
 
     class Flat(Moody):
         """The first group teaches nothing, the second does, and those that would take the first one's place fail."""

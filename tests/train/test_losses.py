@@ -150,7 +150,7 @@ def test_estimates_of_the_divergence(seed: int, size: int) -> None:
 
 @given(seed=seeds, size=st.integers(2, 12))
 def test_the_gradient_of_k2_is_that_of_the_divergence(seed: int, size: int) -> None:
-    """And k1, as a loss on samples, has none in expectation."""
+    """As a loss on samples, k1 has an expected gradient of zero."""
     rng = default_rng(seed)
     logits = torch.tensor(rng.normal(size=size), requires_grad=True)
     theirs = torch.log_softmax(torch.tensor(rng.normal(size=size)), 0)

@@ -1,4 +1,4 @@
-"""How models lie in memory: what is loaded, what is kept, and that saving memory changes no number."""
+"""Models in memory: what is loaded, what is kept, and that saving memory changes no number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlver.train.runs.checkpoint import _optimizer_tensors, _restore_optimizer
 from rlver.train.runs.training_run import run
 
 
-def talk(length: int, trained: int, seed: int = 0) -> Sample:
+def random_sample(length: int, trained: int, seed: int = 0) -> Sample:
     """A sample of random tokens, of which the last are trained."""
     at = torch.arange(length)
     ids = torch.randint(5, 200, (length,), generator=torch.Generator().manual_seed(seed))
@@ -43,7 +43,7 @@ def test_a_model_is_loaded_in_the_numbers_asked_for(base: Path, dtype: Any) -> N
     assert on_gpu == (torch.float32 if dtype == "float32" else torch.bfloat16)
 
 
-def test_the_gpu_is_taken_if_it_pays(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_used_for_large_models(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.safetensors").touch()
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.truncate(200 * 2**20)  # takes no room
@@ -56,7 +56,7 @@ def test_the_gpu_is_taken_if_it_pays(base: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("quantize=4bit", "set lora, too"),
         ("attention=flash_attention_2", "must be 'sdpa'"),
@@ -64,11 +64,11 @@ def test_the_gpu_is_taken_if_it_pays(base: Path, tmp_path: Path, monkeypatch: py
         ("lora=-1", "lora"),
     ],
 )
-def test_settings_that_cannot_be_are_told(fails: Callable[..., str], base: Path, setting: str, told: str) -> None:
-    assert told in fails("--policy", str(base), "--set", setting)
+def test_impossible_settings_are_reported(fails: Callable[..., str], base: Path, setting: str, message: str) -> None:
+    assert message in fails("--policy", str(base), "--set", setting)
 
 
-def test_devices_that_are_not_there_are_told(fails: Callable[..., str], base: Path) -> None:
+def test_missing_devices_are_reported(fails: Callable[..., str], base: Path) -> None:
     absent = "xpu" if torch.cuda.is_available() else "cuda"
     assert f"device {absent!r} cannot be used" in fails("--policy", str(base), "--set", f"device={absent}")
     assert "device 'gpu' cannot be used" in fails("--policy", str(base), "--set", "device=gpu")
@@ -86,7 +86,7 @@ def test_four_bits_need_a_gpu_and_a_package(monkeypatch: pytest.MonkeyPatch) -> 
 def test_logits_in_pieces_are_the_same_logits(words: Any, tied: bool) -> None:
     """Log-probs, entropies and all gradients, at every size of a piece; and fewer bytes at once."""
     model = fresh(words, tied=tied)
-    batch = collate([talk(60, 45), talk(50, 30, 1)])
+    batch = collate([random_sample(60, 45), random_sample(50, 30, 1)])
     found, peaks = [], []
     for size in (0, 1000, 75, 74, 7, 1):
         model.zero_grad()
@@ -104,7 +104,7 @@ def test_logits_in_pieces_are_the_same_logits(words: Any, tied: bool) -> None:
 
 
 def test_gradient_checkpointing_changes_no_gradient(words: Any) -> None:
-    batch = collate([talk(90, 60), talk(80, 20, 1)])
+    batch = collate([random_sample(90, 60), random_sample(80, 20, 1)])
     found, peaks = [], []
     for forgetful in (False, True):
         model = fresh(words)
@@ -186,7 +186,7 @@ def test_training_in_bfloat16_learns_and_goes_on(base: Path, tmp_path: Path, alg
     assert all(record["logprob_gap"] < 0.1 for record in lines(tmp_path / "whole"))
 
 
-def test_no_copy_is_made_where_nothing_pulls_back(speakers: Any, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kl_there_is_no_reference_model(speakers: Any, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = []
     real = copy.deepcopy
 
@@ -205,7 +205,7 @@ def test_no_copy_is_made_where_nothing_pulls_back(speakers: Any, words: Any, mon
 
 
 def test_a_reference_waits_on_the_cpu_and_answers_as_the_start(words: Any) -> None:
-    model, batch = fresh(words), collate([talk(30, 20)])
+    model, batch = fresh(words), collate([random_sample(30, 20)])
     with torch.no_grad():
         before = token_logprobs(model, hidden_states(model, batch), batch.targets, 0.7)
     reference = Reference(model, 0.7, offload=True)
@@ -225,7 +225,7 @@ def test_a_reference_waits_on_the_cpu_and_answers_as_the_start(words: Any) -> No
 
 def test_micro_batches_keep_the_budget_longest_first_with_little_padding() -> None:
     lengths = torch.randint(150, 935, (48,), generator=torch.Generator().manual_seed(3)).tolist()
-    samples = [talk(length, 5) for length in lengths]
+    samples = [random_sample(length, 5) for length in lengths]
     parts = list(micro_batches(samples, 4096))
     assert sorted(i for part in parts for i in part) == list(range(48))
     longest = [max(lengths[i] for i in part) for part in parts]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import talk
+from test_models import random_sample
 from toys import algos, fresh, lines, make, quick, save
 from transformers import AutoModelForCausalLM
 
@@ -55,7 +55,7 @@ def disturb(model: Any, seed: int = 0) -> Any:
 @torch.no_grad()
 def logprobs(model: Any, length: int = 40) -> torch.Tensor:
     """Of the tokens of one sample."""
-    batch = collate([talk(length, 30)])
+    batch = collate([random_sample(length, 30)])
     return token_logprobs(model, hidden_states(model, batch), batch.targets, 1.0)
 
 
@@ -92,7 +92,7 @@ def test_dropout_is_only_in_training(base: Path) -> None:
 
 def test_the_reference_is_the_model_without_its_adapter(base: Path) -> None:
     model, _ = load_for_training(base, ModelSettings(lora=RANK))
-    start, batch = logprobs(model), collate([talk(40, 30)])
+    start, batch = logprobs(model), collate([random_sample(40, 30)])
     before = sum(1 for _ in model.parameters())
     reference = Reference(model, 1.0)
     assert sum(1 for _ in model.parameters()) == before, "nothing is copied"
@@ -114,7 +114,7 @@ def test_policy_and_critic_learn_beside_each_other(base: Path, forgetful: bool) 
         checkpoint_gradients(model)
     critic = make_critic(model)
     assert isinstance(critic, AdapterCritic)
-    batch = collate([talk(40, 30)])
+    batch = collate([random_sample(40, 30)])
     assert not critic(batch).any(), "it starts at zero"
     with torch.no_grad():
         critic.head.weight.fill_(0.1)
@@ -152,7 +152,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_adapters(base: Path) -> N
             checkpoint_gradients(model)
         model.train()
         with LiveBytes(model.parameters()) as live:
-            hidden = hidden_states(model, collate([talk(90, 60)]))
+            hidden = hidden_states(model, collate([random_sample(90, 60)]))
             held.append(live.now)
             hidden.pow(2).sum().backward()
         found.append(gradients(trainable_parameters(model)))
@@ -245,7 +245,7 @@ def test_training_goes_on_from_an_adapter(base: Path, trained: dict[str, Path], 
     assert (tmp_path / "whole" / "policy" / "model.safetensors").is_file()
 
 
-def test_adapters_that_do_not_fit_are_told(
+def test_adapters_that_do_not_fit_are_reported(
     base: Path, trained: dict[str, Path], words: Any, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     start = trained["grpo"] / "policy"
@@ -264,7 +264,7 @@ def test_adapters_that_do_not_fit_are_told(
         run(quick(base, lora=2, lr=2e-2), base, half, resume=True)
 
 
-def test_a_lost_base_and_a_missing_package_are_told(
+def test_a_lost_base_and_a_missing_package_are_reported(
     trained: dict[str, Path], words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     lost = tmp_path / "lost"

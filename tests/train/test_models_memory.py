@@ -1,4 +1,4 @@
-"""The memory plan: what it says of small models is what they take, and what it says of a large one is pinned."""
+"""The memory plan: it matches the measured memory of small models, and its figures for a large model are pinned."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LARGE = Qwen2Config(
     tie_word_embeddings=False,
 )
 """Qwen2.5-7B's shape."""
-TALK = LongestDialogue(opening=209, utterance=163, replies=9, max_tokens=256, think=False, heard=0)
+LONGEST = LongestDialogue(opening=209, utterance=163, replies=9, max_tokens=256, think=False, heard=0)
 
 
 def gigabytes(found: MemoryPlan) -> dict[str, float]:
@@ -43,7 +43,7 @@ def gigabytes(found: MemoryPlan) -> dict[str, float]:
     return {part.name: part.bytes / 1e9 for part in found.parts}
 
 
-def of_large(longest: LongestDialogue = TALK, **settings: Any) -> MemoryPlan:
+def of_large(longest: LongestDialogue = LONGEST, **settings: Any) -> MemoryPlan:
     """The plan for the large model on a GPU that is not here."""
     config = TrainConfig(batch=32, max_tokens=256, **settings)
     return plan_memory(config, LARGE, longest, torch.device("cuda"))
@@ -172,7 +172,7 @@ def test_seven_billion_parameters_with_adapters() -> None:
     assert of_large(lora=32).peak > found.peak + 30 * 10**9
     four = of_large(lora=32, gradient_checkpointing=True, quantize="4bit", device_memory_gb=24)
     assert gigabytes(four)["weights"] == pytest.approx(5.55, abs=0.05) and four.fits
-    assert gigabytes(four)["a layer, unpacked"] == pytest.approx(2 * 3584 * 18_944 / 1e9)
+    assert gigabytes(four)["largest layer, dequantized"] == pytest.approx(2 * 3584 * 18_944 / 1e9)
     ppo = gigabytes(of_large(lora=32, gradient_checkpointing=True, algo="ppo"))
     assert ppo["critic"] == pytest.approx(ppo["adapters"], rel=1e-3)
 
@@ -201,7 +201,9 @@ def test_advice_makes_it_fit() -> None:
     assert of_large(lora=32, device_memory_gb=1).advised_peak > 10**9
 
 
-def test_a_dry_run_tells_and_writes_nothing(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     profiles = tmp_path / "profiles.jsonl"
     write_profiles(profiles, generate("en", "validation", 3))
     (tmp_path / "shape").mkdir()
@@ -211,8 +213,8 @@ def test_a_dry_run_tells_and_writes_nothing(base: Path, tmp_path: Path, capsys: 
     arguments = ["train", "--policy", str(tmp_path / "shape"), "--profiles", str(profiles), "--dry-run"]
     arguments += ["--out", str(tmp_path / "out")]
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "Longest dialogue: " in told and "KV cache" in told and "device_memory_gb=24" in told
+    shown = capsys.readouterr().out
+    assert "Longest dialogue: " in shown and "KV cache" in shown and "device_memory_gb=24" in shown
     assert main([*arguments, "--set", "device_memory_gb=24", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["device"], record["dtype"], record["fits"]) == ("cuda", "bfloat16", True)
@@ -222,7 +224,7 @@ def test_a_dry_run_tells_and_writes_nothing(base: Path, tmp_path: Path, capsys: 
     assert "MORE than" in capsys.readouterr().out
     write_profiles(profiles, [generate("en", "train", 1)[0].model_copy(update={"intention": ChatIntention.WAIT})])
     assert main([*arguments, "--set", "user=openai:some-model"]) == 0
-    assert "may be longer than those of the embedded user" in capsys.readouterr().out
+    assert "may have longer utterances than the embedded user" in capsys.readouterr().out
     assert main(["train", "--policy", str(tmp_path / "shape"), "--dry-run", "--set", "max_tokens=400"]) == 0
     assert "exceeds the 2048 positions" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

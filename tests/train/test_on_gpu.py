@@ -21,10 +21,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 def replies(engine: BuiltInEngine, words: Any, count: int) -> list[Sampled]:
-    """Conversations of two turns, sampled together; lengths differ."""
+    """Conversations of the engine with two turns, sampled together; lengths differ."""
     sampling = Sampling(max_tokens=40, temperature=1.0, stop=frozenset({words.eos_token_id}))
 
-    async def talk(number: int) -> list[Sampled]:
+    async def converse(number: int) -> list[Sampled]:
         place, found = engine.open(), []
         for turn in range(2):
             chunk = words.encode(" ".join(LINES[: 1 + (number + turn) % len(LINES)]), add_special_tokens=False)
@@ -32,7 +32,7 @@ def replies(engine: BuiltInEngine, words: Any, count: int) -> list[Sampled]:
         return found
 
     async def talk_at_once() -> list[list[Sampled]]:
-        return await asyncio.gather(*(talk(number) for number in range(count)))
+        return await asyncio.gather(*(converse(number) for number in range(count)))
 
     return [sampled for talked in drive(talk_at_once()) for sampled in talked]
 

@@ -58,7 +58,7 @@ def gradient(speakers: Any, words: Any, **settings: Any) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_options_bend_the_gradient(speakers: Any, words: Any, option: dict[str, Any]) -> None:
+def test_every_option_changes_the_gradient(speakers: Any, words: Any, option: dict[str, Any]) -> None:
     plain, bent = gradient(speakers, words), gradient(speakers, words, **option)
     assert (plain - bent).abs().max() > 1e-4 * plain.abs().max()
 
@@ -94,7 +94,7 @@ class Moody(Toy):
     """Delighted by everything some users hear, and moved by letters in the others."""
 
     async def open(self, dialogue: Any, seed: int) -> Any:
-        """Whether somebody is easy is drawn from the seed."""
+        """The seed decides whether a user is easy."""
         self.easy = getattr(self, "easy", {})
         self.easy[seed] = seed % 2 == 0
         return await super().open(dialogue, seed)
@@ -108,7 +108,7 @@ class Moody(Toy):
 
 
 @pytest.mark.parametrize("way", ["keep", "skip", "refill"])
-def test_flat_groups(speakers: Any, words: Any, way: Any) -> None:
+def test_groups_of_equal_rewards(speakers: Any, words: Any, way: Any) -> None:
     trainer = make(speakers, words, Moody(), zero_variance=way, batch=16, group=4, refills=4)
     metrics, dialogues = trainer.step(0)
     flat = [len({d.reward for d in dialogues[i : i + 4]}) == 1 for i in range(0, len(dialogues), 4)]
@@ -120,7 +120,7 @@ def test_flat_groups(speakers: Any, words: Any, way: Any) -> None:
 
 
 @pytest.mark.parametrize("way", ["skip", "refill"])
-def test_a_step_in_which_all_groups_are_flat_is_survived(speakers: Any, words: Any, way: Any) -> None:
+def test_a_step_without_any_varied_group_succeeds(speakers: Any, words: Any, way: Any) -> None:
     trainer = make(speakers, words, Toy(points=0.0), zero_variance=way)
     before = weights_of(trainer.model)
     metrics, dialogues = trainer.step(0)

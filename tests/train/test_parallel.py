@@ -32,7 +32,7 @@ def test_a_run_is_the_same_on_any_number_of_cores(base: Path, tmp_path: Path, al
     assert same(trained(1), trained(3)), first_difference(lambda: trained(1, "again"), lambda: trained(3, "again"))
 
 
-def test_the_operation_that_makes_the_difference_is_named(model: Qwen2ForCausalLM) -> None:
+def test_the_first_operation_that_differs_is_named(model: Qwen2ForCausalLM) -> None:
     def work(part: int) -> Any:
         numbers = torch.arange(6.0) + part
         return (numbers * (2 if threading.current_thread() is threading.main_thread() else 3)).sum()
@@ -40,13 +40,13 @@ def test_the_operation_that_makes_the_difference_is_named(model: Qwen2ForCausalL
     def passes(threads: int) -> Any:
         return lambda: list(Cores(model, threads).map(work, range(4)))
 
-    told = first_difference(passes(1), passes(2))
-    assert told.startswith("operation 3 of 16 is the first") and "aten.mul.Tensor(float32 [6])" in told
-    assert f"in MainThread at {Path(__file__).relative_to(ROOT)}:" in told and "return (numbers * (2 if" in told
+    message = first_difference(passes(1), passes(2))
+    assert message.startswith("operation 3 of 16 is the first") and "aten.mul.Tensor(float32 [6])" in message
+    assert f"in MainThread at {Path(__file__).relative_to(ROOT)}:" in message and "return (numbers * (2 if" in message
     assert first_difference(passes(2), passes(3)) == "watched once more, all 16 operations found the same"
 
 
-def test_gradients_are_those_of_one_after_another(model: Qwen2ForCausalLM) -> None:
+def test_parallel_gradients_equal_sequential_ones(model: Qwen2ForCausalLM) -> None:
     parts = [torch.tensor([[n, n + 1, n + 2]]) for n in range(1, 9)]
     names: set[str] = set()
 
@@ -83,7 +83,7 @@ def test_what_fails_in_a_worker_fails_here(model: Qwen2ForCausalLM) -> None:
         accumulate_gradients(work, [1, 2, 3], list(model.parameters()), Cores(model, 2))
 
 
-def test_passes_that_share_a_state_go_one_after_another(model: Qwen2ForCausalLM, monkeypatch: Any) -> None:
+def test_passes_that_share_state_run_one_after_another(model: Qwen2ForCausalLM, monkeypatch: Any) -> None:
     assert Cores(model, 2).side_by_side and not Cores(model, 1).side_by_side
     dropping, adapted, checkpointed = (copy.deepcopy(model) for _ in range(3))
     dropping.config.attention_dropout = 0.1

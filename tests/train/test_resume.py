@@ -1,4 +1,4 @@
-"""Runs that are killed in the worst moments, and disks that are full: nothing is lost, and all ends alike."""
+"""Runs that are killed at the worst moments, and full disks: nothing is lost, and the results are the same."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_kill_changes_nothing(base: Path, unbroken: Path, tmp_path: Path, wher
 
 
 def test_a_kill_while_resuming_loses_no_line(base: Path, unbroken: Path, tmp_path: Path) -> None:
-    """What is cut back is replaced as a whole."""
+    """A truncated file is replaced as a whole."""
     folder = tmp_path / "run"
     killed(watched(base), base, folder, False, *DEATHS["metrics"])
     killed(watched(base), base, folder, True, Path, "replace", dies(Path.replace, lambda _, to: to.suffix == ".jsonl"))
@@ -133,7 +133,7 @@ def test_a_line_may_break_inside_a_character(tmp_path: Path) -> None:
     assert file.read_bytes() == whole
 
 
-def test_a_full_disk_is_told_and_costs_no_checkpoint(base: Path, whole: dict[str, Path], tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_costs_no_checkpoint(base: Path, whole: dict[str, Path], tmp_path: Path) -> None:
     """Files of more than 30 kB cannot be written from the third step on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -225,7 +225,7 @@ def test_state_is_kept(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert states[0]["best"]["step"] >= 1 and states[0]["best"]["last_step"] == 4
 
 
-def test_a_run_of_before_there_was_a_state_goes_on(base: Path, whole: dict[str, Path], half: Path) -> None:
+def test_a_run_from_before_state_json_existed_is_resumed(base: Path, whole: dict[str, Path], half: Path) -> None:
     (half / "checkpoints" / "step-000002" / "state.json").write_text('{"step": 2}\n', encoding="utf-8")
     file = half / "config.json"
     facts = json.loads(file.read_text(encoding="utf-8"))
@@ -255,7 +255,7 @@ def test_the_last_checkpoints_are_kept(base: Path, tmp_path: Path, keep: int) ->
 def test_there_is_always_a_checkpoint_from_before_the_window(tmp_path: Path) -> None:
     checkpoints, recent = Checkpoints(tmp_path), 6
     for step in range(1, 60):
-        checkpoints.of(step).mkdir()
+        checkpoints.path(step).mkdir()
         checkpoints.prune(2, recent)
         kept = sorted(int(path.name[5:]) for path in tmp_path.iterdir())
         assert kept[-2:] == [max(1, step - 1), step] if step > 1 else [1]

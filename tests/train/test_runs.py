@@ -269,8 +269,8 @@ def test_the_command_trains_and_goes_on(
     out = tmp_path / "out"
     arguments = ["train", "--policy", str(base), "--config", str(file), "--set", "lr=2e-4", "--seed", "7"]
     assert main([*arguments, "--profiles", str(profiles), "--out", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["policy"] == str(out / "policy") and Path(told["policy"]).is_dir()
+    result = json.loads(capsys.readouterr().out)
+    assert result["policy"] == str(out / "policy") and Path(result["policy"]).is_dir()
     stored = TrainConfig.model_validate(json.loads((out / "config.json").read_text(encoding="utf-8"))["config"])
     assert (stored.steps, stored.lr, stored.seed, stored.profiles) == (1, 2e-4, 7, str(profiles))
     assert {sample["profile"].split("-")[1] for sample in lines(out, "samples.jsonl")} == {"validation"}

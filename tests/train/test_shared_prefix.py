@@ -1,4 +1,4 @@
-"""Shared beginnings: computed once, with the states and the gradients of rows that are computed each for itself."""
+"""Shared prefixes: they are computed once, and states and gradients are those of separately computed rows."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_rows_alone(name: str, groups: tuple[int, ...]) -
 
 
 def test_gradients_are_the_same_every_time(model: Any) -> None:
-    """To the bit, on two threads: what many rows say about one beginning is added up in one order."""
+    """To the bit, on two threads: gradients of many rows for one prefix are added in a fixed order."""
     # Long ones: a few numbers are added up by one thread.
     records = [TokenRecord([7] * 600 + [g] * 4, [8, 9], [-1.0, -1.0]) for g in range(3)] * 8
     batch = collate([from_records([record]) for record in records])

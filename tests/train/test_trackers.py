@@ -1,4 +1,4 @@
-"""Trackers: what they are told, and that a run survives them."""
+"""Trackers: what they record, and that a run survives their failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("wandb", "trackio", "mlflow")
 
 
 class Fake(ModuleType):
-    """Stands for all three libraries, and writes down what it is told; may fail at some calls."""
+    """Replaces all three libraries, and records their calls. Some calls may fail."""
 
     def __init__(self, name: str, fails: tuple[str, ...] = ()) -> None:
         super().__init__(name)
@@ -109,7 +109,7 @@ def test_samples_come_as_often_as_asked(base: Path, tmp_path: Path, every: int, 
     assert [event.step for event in events(tmp_path).Tensors(tags[0])] == steps if steps else not tags
 
 
-def test_every_tracker_is_told_everything(
+def test_every_tracker_records_everything(
     base: Path, whole: dict[str, Path], tmp_path: Path, fakes: dict[str, Fake], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "mine"
@@ -130,8 +130,8 @@ def test_every_tracker_is_told_everything(
     mlflow = fakes["mlflow"]
     assert mlflow.of("client")[0][1]["tracking_uri"] == f"sqlite:///{folder.resolve()}/mlflow.db"
     batches = [named["metrics"] for _, named in mlflow.of("log_batch") if "metrics" in named]
-    told = [{metric.a[0]: metric.a[1] for metric in batch} for batch in batches]
-    assert [values["reward"] for values in told] == [record["reward"] for record in records]
+    logged = [{metric.a[0]: metric.a[1] for metric in batch} for batch in batches]
+    assert [values["reward"] for values in logged] == [record["reward"] for record in records]
     assert {metric.a[3] for metric in batches[2]} == {3}
     assert len(mlflow.of("log_text")) == 4 and len(mlflow.of("set_terminated")) == 1
     assert capsys.readouterr().out == "", "standard output is for results"
@@ -191,7 +191,7 @@ def test_a_tracker_that_keeps_failing_is_left_alone(base: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_tracker_is_told_before_anything_begins(
+def test_a_missing_tracker_is_reported_before_training(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # what `import` makes of it: it is not there
@@ -205,7 +205,7 @@ def test_a_missing_tracker_is_told_before_anything_begins(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tracker_that_cannot_be_opened_is_told(base: Path, tmp_path: Path, fakes: dict[str, Fake]) -> None:
+def test_a_tracker_that_cannot_be_opened_is_reported(base: Path, tmp_path: Path, fakes: dict[str, Fake]) -> None:
     fakes["wandb"].fails = ("init",)
     with pytest.raises(RlverError, match=r"tracker wandb cannot be opened \(the network\)"):
         run(quick(base, trackers=("trackio", "wandb")), base, tmp_path)

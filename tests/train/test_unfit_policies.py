@@ -1,4 +1,4 @@
-"""Policies that cannot be trained as they are: told before a run begins, or when it meets what they cannot do."""
+"""Policies that cannot be trained: they are reported before a run begins, or at the first unsupported input."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def another_architecture(weights: Weights, config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [without_a_layer, one_layer_more, one_layer_less, another_architecture])
-def test_weights_that_are_not_the_models_are_told(
+def test_weights_of_another_model_are_reported(
     base: Path, tmp_path: Path, change: Callable[[Weights, dict[str, Any]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Transformers would make up what is missing and drop what is too much."""
+    """`transformers` would initialise missing weights at random and drop surplus ones."""
     folder = tmp_path / "unfit"
     shutil.copytree(base, folder)
     weights = load_file(folder / "model.safetensors")
@@ -57,7 +57,7 @@ def test_weights_that_are_not_the_models_are_told(
     assert str(folder) in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_parts_that_only_others_have_are_let_pass(base: Path, tmp_path: Path) -> None:
+def test_weights_of_other_parts_are_ignored(base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "seeing"
     shutil.copytree(base, folder)
     weights = load_file(folder / "model.safetensors")
@@ -66,7 +66,7 @@ def test_parts_that_only_others_have_are_let_pass(base: Path, tmp_path: Path) ->
     load_model(folder)
 
 
-def test_a_tokenizer_with_more_entries_than_the_model_is_told(
+def test_a_tokenizer_with_more_entries_than_the_model_is_reported(
     words: Any, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     model = fresh(words)
@@ -105,19 +105,19 @@ def test_learned_positions_are_a_limit(
     for way in (("--out", str(tmp_path / "run")), ("--dry-run",)):
         capsys.readouterr()
         assert main(["train", *small, *way]) == 1
-        told = capsys.readouterr().err.splitlines()[-1]
-        assert told.startswith("Error: ") and ("64 positions" in told or (kind, way[0]) == ("opt", "--dry-run"))
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("Error: ") and ("64 positions" in message or (kind, way[0]) == ("opt", "--dry-run"))
 
 
-def test_an_architecture_that_cannot_be_planned_is_told(
+def test_an_architecture_that_cannot_be_planned_is_reported(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "mamba"
     shutil.copytree(base, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "mamba", "vocab_size": 400}), "utf-8")
     assert main(["train", "--policy", str(folder), "--dry-run"]) == 1
-    told = capsys.readouterr().err
-    assert "mamba" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "mamba" in message and message.count("\n") == 1
 
 
 def test_a_plan_needs_no_peft_to_advise(

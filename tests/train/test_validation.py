@@ -1,4 +1,4 @@
-"""Evaluation while a run goes on: on the right people, in place, without a trace in the training."""
+"""Evaluation during a run: on validation users, with the model in place, and without influence on the training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_evaluations_stand_among_the_metrics_and_leave_training_alone(evaluated:
 
 
 def test_the_numbers_are_those_of_a_benchmark_of_the_policy(evaluated: Path, base: Path) -> None:
-    """The trained folder, measured by the benchmark's own means on the same people."""
+    """The benchmark of the saved policy, with the same users."""
     profiles = generate("en", "validation", 4, EVALUATION_SEED)
     user = EmbeddedUser("en", "vanilla", "validation")
     policy = load_policy(str(evaluated / "policy"), "en")
@@ -68,7 +68,7 @@ def test_the_numbers_are_those_of_a_benchmark_of_the_policy(evaluated: Path, bas
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_nobody_of_the_benchmark_or_of_training_is_asked(base: Path, language: Any) -> None:
+def test_validation_shares_no_story_with_training_or_the_benchmark(base: Path, language: Any) -> None:
     config = quick(base, language=language, eval_n=64)
     asked = {profile.story.id for profile in evaluation_profiles(config)}
     assert len({profile.id for profile in evaluation_profiles(config)}) == 64
@@ -78,9 +78,7 @@ def test_nobody_of_the_benchmark_or_of_training_is_asked(base: Path, language: A
     assert evaluation_profiles(config.model_copy(update={"seed": 9})) == evaluation_profiles(config)
 
 
-def test_both_kinds_of_users_are_asked_by_the_model_itself(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_user_types_meet_the_model_in_place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = quick(base, user_type="challenging", eval_every=2, eval_n=3, steps=2)
     seen: list[Any] = []
     original = run_benchmark
@@ -114,13 +112,13 @@ def _keeping(function: Any, kept: list[Any]) -> Any:
     return call
 
 
-def test_profiles_of_a_file_can_be_asked(base: Path, tmp_path: Path) -> None:
+def test_profiles_of_a_file_can_be_used_for_evaluation(base: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     write_profiles(file, generate("en", "validation", 3, 1))
     config = quick(base, eval_profiles=str(file), eval_n=2)
     assert evaluation_profiles(config) == generate("en", "validation", 3, 1)[:2]
-    for wrong, told in (({"eval_n": 4}, "fewer than eval_n=4"), ({"language": "zh"}, "--language")):
-        with pytest.raises(RlverError, match=told):
+    for wrong, message in (({"eval_n": 4}, "fewer than eval_n=4"), ({"language": "zh"}, "--language")):
+        with pytest.raises(RlverError, match=message):
             evaluation_profiles(config.model_copy(update=wrong))
 
 
@@ -130,10 +128,10 @@ def metrics_of(score: float) -> dict[str, float]:
 
 def test_the_best_is_kept(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Best("vanilla")
-    assert [best.take(step, metrics_of(score)) for step, score in enumerate((0, 30, 20, 30, 31), 1)] == [
+    assert [best.observe(step, metrics_of(score)) for step, score in enumerate((0, 30, 20, 30, 31), 1)] == [
         True, True, False, False, True,
     ]  # fmt: skip
-    assert not best.take(6, {"reward": 1.0}) and (best.step, best.last_step) == (5, 5)
+    assert not best.observe(6, {"reward": 1.0}) and (best.step, best.last_step) == (5, 5)
     assert score_of(metrics_of(50), "vanilla") == Score(50, 45, 55) and score_of(metrics_of(50), "challenging") is None
 
     scores = iter((40.0, 60.0, 50.0, 20.0))
@@ -152,16 +150,16 @@ def test_the_best_need_not_be_kept(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "best").exists() and read_outcome(tmp_path).best_step
 
 
-def test_which_is_better_is_told() -> None:
-    def told(best_step: int, best: float, last: float) -> str:
+def test_the_outcome_says_which_policy_is_better() -> None:
+    def verdict_of(best_step: int, best: float, last: float) -> str:
         return Outcome(
             steps=8, source="last", best_step=best_step, best=Score(best, 0, 99), score=Score(last, last - 5, last + 5)
         ).verdict
 
-    assert told(8, 50, 50).endswith("no earlier evaluation was better.")
-    assert "better, within the interval" in told(3, 54, 50)
-    assert "best/ is better (step 3" in told(3, 56, 50)
-    assert "step 3 scored as high" in told(3, 50, 50)
+    assert verdict_of(8, 50, 50).endswith("no earlier evaluation was better.")
+    assert "better, within the interval" in verdict_of(3, 54, 50)
+    assert "best/ is better (step 3" in verdict_of(3, 56, 50)
+    assert "step 3 scored as high" in verdict_of(3, 50, 50)
     assert Outcome(steps=8, source="last").verdict == ""
     with pytest.raises(RlverError, match="not ended"):
         read_outcome(Path("nowhere"))

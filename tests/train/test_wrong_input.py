@@ -1,4 +1,4 @@
-"""Training that is misused: one clear sentence, and nothing lost."""
+"""Wrong input to training: one clear sentence, and no file is lost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(base: Path, tmp_path: Path, fa
     assert str(shared) in sentence and "base" in sentence
     assert str(shared) in fails("--policy", str(shared / "base"), "--out", str(shared))
     assert (shared / "base" / "model.safetensors").read_bytes() == before and (shared / ".part-other").is_dir()
-    assert "no configuration of a run" in refused(quick(base), base, base)
+    assert "not the configuration of a run" in refused(quick(base), base, base)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "metrics.jsonl").write_text('{"loss": 1}\n', encoding="utf-8")
     assert "metrics.jsonl" in refused(quick(base), base, tmp_path / "notes")
@@ -95,7 +95,7 @@ def test_a_run_does_not_go_on_with_other_profiles(base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "name", ["policy/model.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json"]
 )
-def test_a_damaged_checkpoint_is_told(base: Path, half: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_reported(base: Path, half: Path, name: str) -> None:
     checkpoint = half / "checkpoints" / "step-000002"
     hurt(checkpoint / name)
     sentence = refused(quick(base, "ppo"), base, half, resume=True)
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_told(base: Path, half: Path, name: str) -> None
         assert str(checkpoint) in refused(quick(base, "ppo"), base, half, resume=True)
 
 
-def test_a_checkpoint_of_another_model_is_told(words: Any, base: Path, half: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_reported(words: Any, base: Path, half: Path, tmp_path: Path) -> None:
     wide = save(words, fresh(words, hidden=48), tmp_path / "wide")
     run(quick(wide, "ppo", steps=1), wide, tmp_path / "other")
     checkpoint = half / "checkpoints" / "step-000002"
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_model_is_told(words: Any, base: Path, half: Pat
     assert str(checkpoint) in sentence and "another model" in sentence
 
 
-def test_unusable_policies_are_told(fails: Callable[..., str], base: Path, tmp_path: Path) -> None:
+def test_unusable_policies_are_reported(fails: Callable[..., str], base: Path, tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     assert nowhere in fails("--policy", nowhere)
     (tmp_path / "empty").mkdir()
@@ -129,7 +129,7 @@ def test_unusable_policies_are_told(fails: Callable[..., str], base: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         (["sped=3"], "unknown setting 'sped'; did you mean 'seed'?"),
         (["qqqq=3"], "the settings are policy, threads"),
@@ -148,8 +148,8 @@ def test_unusable_policies_are_told(fails: Callable[..., str], base: Path, tmp_p
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_settings_are_told(fails: Callable[..., str], base: Path, settings: list[str], told: str) -> None:
-    assert told in fails("--policy", str(base), *(part for setting in settings for part in ("--set", setting)))
+def test_wrong_settings_are_reported(fails: Callable[..., str], base: Path, settings: list[str], expected: str) -> None:
+    assert expected in fails("--policy", str(base), *(part for setting in settings for part in ("--set", setting)))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,9 @@ def test_wrong_settings_are_told(fails: Callable[..., str], base: Path, settings
     [b"- lr\n- batch\n", b"lr", b"lr: [1", b"lr: 1\x00", b"\xff\xfelr: 1", b"1: 2\n"],
     ids=["list", "word", "unclosed", "control", "bytes", "number"],
 )
-def test_a_broken_config_file_is_told(fails: Callable[..., str], base: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_broken_config_file_is_reported(
+    fails: Callable[..., str], base: Path, tmp_path: Path, content: bytes
+) -> None:
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
     message = fails("--policy", str(base), "--config", str(file))
@@ -166,7 +168,7 @@ def test_a_broken_config_file_is_told(fails: Callable[..., str], base: Path, tmp
     assert str(file) in fails("--policy", str(base), "--config", str(file))
 
 
-def test_unusable_profiles_are_told(fails: Callable[..., str], base: Path, tmp_path: Path) -> None:
+def test_unusable_profiles_are_reported(fails: Callable[..., str], base: Path, tmp_path: Path) -> None:
     chinese = tmp_path / "zh.jsonl"
     write_profiles(chinese, generate("zh", "train", 2))
     message = fails("--policy", str(base), "--profiles", str(chinese))
@@ -181,7 +183,7 @@ def test_unusable_profiles_are_told(fails: Callable[..., str], base: Path, tmp_p
     assert "chit-chat" in fails("--policy", str(base), *evaluation)
 
 
-def test_resuming_what_cannot_be_resumed_is_told(
+def test_folders_that_cannot_be_resumed_are_reported(
     fails: Callable[..., str], half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "seed" in fails("--resume", "--out", str(half), "--seed", "5")

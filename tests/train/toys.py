@@ -80,7 +80,7 @@ def taught(words: PreTrainedTokenizerFast, think: bool) -> Qwen2ForCausalLM:
 
 
 class Toy:
-    """A user who likes replies with one of these letters in them, and leaves after some turns or earlier."""
+    """A user that likes replies with one of these letters in them, and leaves after some turns or earlier."""
 
     identity = "toy"
 

@@ -171,8 +171,8 @@ class BuiltInEngine:
 
     def _withdraw(self, request: _Request) -> None:
         """Forget a request whose task was cancelled or failed."""
-        self._waiting = [other for other in self._waiting if other is not request]
-        self._active = [other for other in self._active if other is not request]
+        self._waiting = [waiting for waiting in self._waiting if waiting is not request]
+        self._active = [active for active in self._active if active is not request]
         request.conversation.length = request.start
         self._prepare_decoding()
 
@@ -196,9 +196,9 @@ class BuiltInEngine:
         self._rows.compact([request.conversation for request in (*self._active, *admitted)])
         new = [NewConversation(r.conversation, r.chunk) for r in admitted if not r.conversation.length]
         share_prefixes(self._sampler, new, encoded)
-        rests = [request.chunk[request.conversation.length - request.start :] for request in admitted]
+        pending = [request.chunk[request.conversation.length - request.start :] for request in admitted]
         rows, lengths = [r.conversation.row for r in admitted], [r.conversation.length for r in admitted]
-        logits = self._sampler.feed(rows, lengths, rests)
+        logits = self._sampler.feed(rows, lengths, pending)
         for request in admitted:
             request.conversation.length = request.start + len(request.chunk)
         uniforms = torch.stack([request.uniforms[:1] for request in admitted]).to(logits.device)

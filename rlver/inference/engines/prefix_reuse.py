@@ -60,13 +60,14 @@ def _encode_equal_chunks_once(sampler: Sampler, new: Sequence[NewConversation]) 
     groups: dict[tuple[int, ...], list[Conversation]] = {}
     for conversation, chunk in new:
         groups.setdefault(tuple(chunk[:-1]), []).append(conversation)
-    rests = [chunk[group[0].length :] for chunk, group in groups.items()]
-    if not any(len(rest) >= _MIN_TOKENS and len(group) > 1 for rest, group in zip(rests, groups.values(), strict=True)):
+    pending = [chunk[group[0].length :] for chunk, group in groups.items()]
+    sizes = [len(group) for group in groups.values()]
+    if not any(len(ids) >= _MIN_TOKENS and size > 1 for ids, size in zip(pending, sizes, strict=True)):
         return
     # Groups of one are encoded too. Then all rows lack a single token, and the next pass needs no padding.
-    leaders = [(group[0], rest) for group, rest in zip(groups.values(), rests, strict=True) if rest]
+    leaders = [(group[0], ids) for group, ids in zip(groups.values(), pending, strict=True) if ids]
     sampler.feed(
-        [leader.row for leader, _ in leaders], [leader.length for leader, _ in leaders], [rest for _, rest in leaders]
+        [leader.row for leader, _ in leaders], [leader.length for leader, _ in leaders], [ids for _, ids in leaders]
     )
     for chunk, group in groups.items():
         for conversation in group:

@@ -211,9 +211,9 @@ class ServerEngine:
         if self._style.adapter:
             self._model = name
         latest = {self._name(self._updates), self._name(self._updates - 1)}
-        for other in self._weights.glob("rlver-*"):  # including those of earlier processes
-            if other.name not in latest:
-                shutil.rmtree(other, ignore_errors=True)
+        for version in self._weights.glob("rlver-*"):  # including those of earlier processes
+            if version.name not in latest:
+                shutil.rmtree(version, ignore_errors=True)
 
     async def close(self) -> None:
         """See `Engine.close`."""

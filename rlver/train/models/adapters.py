@@ -66,7 +66,7 @@ def prepare(model: PreTrainedModel, base: str) -> None:
 
 def copy_adapter(model: PreTrainedModel, name: str, *, trained: bool) -> None:
     """Add an adapter that starts as a copy of the policy's."""
-    trainable = _trainable_parameters(model)
+    trainable = _parameters_with_gradient(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `peft` warns about several adapters, which are intended here
         add_lora_layers(model, copy.deepcopy(model.peft_config[ADAPTER]), name)
@@ -114,7 +114,7 @@ def activate(model: nn.Module, name: str | None) -> None:
     """Activate an adapter, or with None the base model alone."""
     if active(model) == name:
         return
-    trainable = _trainable_parameters(model)
+    trainable = _parameters_with_gradient(model)
     for layer in _layers(model):
         layer.enable_adapters(name is not None)
         if name is not None:
@@ -134,7 +134,7 @@ def using(model: nn.Module, name: str | None) -> Iterator[None]:
         activate(model, before)
 
 
-def _trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+def _parameters_with_gradient(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

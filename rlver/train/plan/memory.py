@@ -188,18 +188,18 @@ def _parts(
         Part("gradients", _size(all_trained) + (head if critic else 0)),
         Part("optimizer state", state + 2 * head * critic, on_device=not config.offload_optimizer),
         Part("KV cache", min(config.batch, config.slots or config.batch) * kv_slots(longest) * per_token, "sampling"),
-        Part("reading the openings", _reading(config, shape, dtype, longest), "sampling"),
+        Part("prefill", _prefill(config, shape, dtype, longest), "sampling"),
         Part("activations", _activations(config, shape, dtype, rows, length), "update"),
         Part("logits", _logits(config, shape, dtype, min(2 * piece, rows * length), piece), "update"),
     ]
     if config.offload_reference and reference:
-        parts.append(Part("reference, at work", reference, "evaluation"))
-        parts.append(Part("reference, waiting", reference, on_device=False))
+        parts.append(Part("reference on device", reference, "evaluation"))
+        parts.append(Part("reference, offloaded", reference, on_device=False))
     if config.quantize == "4bit":
         largest = max(weight.numel() for weight in _quantized(model))
-        parts.append(Part("a layer, unpacked", largest * dtype.itemsize))
+        parts.append(Part("largest layer, dequantized", largest * dtype.itemsize))
     if device.type == "cuda":
-        parts.append(Part("driver, fragments", int(_DRIVER_BYTES + _FRAGMENTATION * _peak(parts))))
+        parts.append(Part("driver, fragmentation", int(_DRIVER_BYTES + _FRAGMENTATION * _peak(parts))))
     return [part for part in parts if part.bytes]
 
 
@@ -360,8 +360,8 @@ def _activations(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtyp
     return two + (shape.get_text_config().num_hidden_layers - 2) * (three - two)
 
 
-def _reading(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, longest: LongestDialogue) -> int:
-    """The widest forward pass of sampling: all dialogues read system prompt and first utterance at once."""
+def _prefill(config: TrainConfig, shape: PreTrainedConfig, dtype: torch.dtype, longest: LongestDialogue) -> int:
+    """The largest forward pass of sampling: system prompt and first utterance of all dialogues at once."""
     return _decoder_peak(config, shape, dtype, 2, (config.batch, longest.opening), False)
 
 

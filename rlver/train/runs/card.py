@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.files import read_file
 from rlver.core.jsonl import read_objects
 from rlver.core.profile import Language
@@ -77,9 +77,7 @@ def read_results(file: Path, policy: Path) -> Results:
     try:
         results = BenchmarkResults.model_validate_json(read_file(file))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RlverError(f"{file}: must hold results of `rlver bench` ({where}: {first['msg']}).") from None
+        raise RlverError(f"{file}: must hold results of `rlver bench` ({first_problem(error)}).") from None
     own = [result for result in results.policies if _is_folder(result.policy, policy)]
     if not own:
         names = ", ".join(result.policy for result in results.policies)

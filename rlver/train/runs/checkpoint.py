@@ -97,7 +97,7 @@ class Checkpoints:
         """The newest complete checkpoint after fewer than `step` steps."""
         return next((checkpoint for checkpoint in reversed(self.all()) if step_of(checkpoint) < step), None)
 
-    def of(self, step: int) -> Path:
+    def path(self, step: int) -> Path:
         """The path of the checkpoint after `step` steps, whether it exists or not."""
         return self.folder / f"step-{step:06d}"
 
@@ -120,7 +120,7 @@ class Checkpoints:
         Raises:
             RlverError: it cannot be written, for example because the disk is full; earlier checkpoints are kept.
         """
-        target = self.of(step)
+        target = self.path(step)
         with atomic_folder(target) as part:
             write_policy(part / "policy", model, tokenizer, facts)
             if critic is not None:
@@ -140,11 +140,11 @@ class Checkpoints:
         checkpoints = self.all()
         limit = step_of(checkpoints[-1]) - recent
         older = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= limit]
-        kept = {*checkpoints[-keep:]}
+        retained = {*checkpoints[-keep:]}
         if recent:
-            kept |= {*older[-1:], *checkpoints[len(older) : len(older) + 1]}
+            retained |= {*older[-1:], *checkpoints[len(older) : len(older) + 1]}
         for checkpoint in checkpoints:
-            if checkpoint not in kept:
+            if checkpoint not in retained:
                 remove(checkpoint)
 
     def load(

@@ -20,7 +20,7 @@ _MIN_REWARD_DROP = 0.1
 """How far the reward (0-1) must also have dropped in absolute terms: half of almost nothing is noise."""
 
 
-class Verdict(NamedTuple):
+class Collapse(NamedTuple):
     """What collapsed, and when."""
 
     sentence: str
@@ -57,19 +57,19 @@ class CollapseWatch:
         self._rewards: deque[float] = deque(maxlen=self._window)
         self._best_reward = 0.0
         """Best mean reward over a window."""
-        self.verdict: Verdict | None = None
+        self.collapse: Collapse | None = None
         ceilings = [ceiling for ceiling, _ in self._ceilings.values()]
         self._limits = [self._window, self._patience, self._min_reward, self._min_entropy, *ceilings]
 
-    def take(self, metrics: Mapping[str, float]) -> Verdict | None:
-        """Check the metrics of the next step. Returns a verdict if the policy has collapsed."""
+    def observe(self, metrics: Mapping[str, float]) -> Collapse | None:
+        """Check the metrics of the next step. Returns the collapse if the policy has collapsed."""
         self._step += 1
         for name in _MUST_BE_FINITE:
             if name in metrics and not isfinite(metrics[name]):
                 return self._collapse(f"{name} became {metrics[name]} at step {self._step}", 1)
         for name in ("entropy", *self._ceilings):
-            if name in metrics and (verdict := self._check_limit(name, metrics[name])):
-                return verdict
+            if name in metrics and (collapse := self._check_limit(name, metrics[name])):
+                return collapse
         return self._check_reward(metrics["reward"]) if self._min_reward and "reward" in metrics else None
 
     @property
@@ -78,14 +78,14 @@ class CollapseWatch:
         return self._window + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next verdict depends on, as JSON values."""
+        """Everything that the next check depends on, as JSON values."""
         return {
             "step": self._step,
             "first": self._first,
             "beyond": self._violations,
             "rewards": list(self._rewards),
             "best": self._best_reward,
-            "verdict": self.verdict,
+            "verdict": self.collapse,
             "limits": self._limits,
         }
 
@@ -94,11 +94,11 @@ class CollapseWatch:
         self._step, self._best_reward = state["step"], state["best"]
         self._first, self._violations = dict(state["first"]), dict(state["beyond"])
         self._rewards.extend(state["rewards"])
-        # With other limits, the old verdict no longer holds.
+        # With other limits, an earlier collapse no longer counts.
         if state["verdict"] and state["limits"] == self._limits:
-            self.verdict = Verdict(*state["verdict"])
+            self.collapse = Collapse(*state["verdict"])
 
-    def _check_limit(self, name: str, value: float) -> Verdict | None:
+    def _check_limit(self, name: str, value: float) -> Collapse | None:
         is_floor = name == "entropy"
         best = max if is_floor else min
         if self._step <= self._window:
@@ -116,7 +116,7 @@ class CollapseWatch:
             self._window,
         )
 
-    def _check_reward(self, reward: float) -> Verdict | None:
+    def _check_reward(self, reward: float) -> Collapse | None:
         self._rewards.append(reward)
         if len(self._rewards) < self._window:
             return None
@@ -136,7 +136,7 @@ class CollapseWatch:
         self._violations[name] = self._violations.get(name, 0) + 1 if violated else 0
         return self._violations[name] >= steps
 
-    def _collapse(self, sentence: str, steps: int) -> Verdict:
+    def _collapse(self, sentence: str, steps: int) -> Collapse:
         # The metrics of a step belong to the weights before it, so the first bad step was played by bad weights.
-        self.verdict = Verdict(sentence, max(0, self._step - steps - 1))
-        return self.verdict
+        self.collapse = Collapse(sentence, max(0, self._step - steps - 1))
+        return self.collapse

@@ -91,7 +91,7 @@ def _merged(source: Source) -> tuple[Any, Any]:
         from peft import PeftModel
     except ImportError:
         raise RlverError(
-            f"{source.policy}: merging an adapter needs peft: pip install peft, or choose --format adapter."
+            f"{source.policy}: merging an adapter needs peft: pip install 'rlver[lora]', or choose --format adapter."
         ) from None
     recorded = Path(str(read_json(source.policy / ADAPTER_CONFIG).get("base_model_name_or_path")))
     candidates = [recorded, source.policy / recorded, *([source.run / "base"] if source.run else [])]

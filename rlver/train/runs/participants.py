@@ -1,8 +1,9 @@
-"""Who takes part in a run besides the policy: the simulated users, and the profiles that they play."""
+"""The simulated users of a run, and the profiles that they play."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,6 @@ from rlver.core.interfaces import User, UserType
 from rlver.core.profile import Language, Profile
 from rlver.formats.profile_files import read_profiles
 from rlver.llm import LLM, parse_endpoint
-from rlver.llm.endpoint import is_endpoint
 from rlver.stories.generate import generate
 from rlver.train.config import TrainConfig
 from rlver.users.load import load_user
@@ -27,12 +27,9 @@ def training_users(config: TrainConfig) -> Mapping[UserType, User]:
         RlverError: the endpoint in `config.user` cannot be used.
     """
     types = (config.user_type,) if config.curriculum == "none" else get_args(UserType)
-    if is_endpoint(config.user):
-        client = LLM(parse_endpoint(config.user))
+    connect = cache(lambda spec: LLM(parse_endpoint(spec)))  # all users share one client
     return {
-        user_type: load_user(
-            config.user, config.language, user_type=user_type, phrasing="train", connect=lambda _: client
-        )
+        user_type: load_user(config.user, config.language, user_type=user_type, phrasing="train", connect=connect)
         for user_type in types
     }
 
@@ -52,7 +49,7 @@ def evaluation_profiles(config: TrainConfig) -> list[Profile]:
     """The `eval_n` profiles of an evaluation, from the file or generated from the validation stories.
 
     Raises:
-        RlverError: the file is broken or holds too few profiles, or a profile is in another language or a chit chat.
+        RlverError: the file is broken or holds too few profiles, or a profile is in another language or for chit-chat.
     """
     if config.eval_profiles is None:
         return generate(config.language, "validation", config.eval_n, EVALUATION_SEED)
@@ -67,7 +64,7 @@ def _read(file: str, language: Language, embedded: bool) -> list[Profile]:
     profiles = read_profiles(Path(file))
     if embedded:
         for profile in profiles:
-            profile.need  # noqa: B018  # raises for a chit chat
+            profile.need  # noqa: B018  # raises for a chit-chat profile
     if any(profile.language != language for profile in profiles):
         raise RlverError(f"{file}: holds profiles that are not in {language!r}; set --language.")
     return profiles

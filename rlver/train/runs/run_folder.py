@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from rlver.core.data import digest
 from rlver.core.errors import RlverError
-from rlver.core.files import LOCK, locked_folder, read_file
+from rlver.core.files import LOCK, locked_folder, read_file, replace_file
 from rlver.train.config import TrainConfig
 
 _MAY_CHANGE = {
@@ -37,10 +37,10 @@ def check_folder(folder: Path, config: TrainConfig, resume: bool, reward: str | 
         RlverError: the folder holds something else, a run that is not to be resumed, or one with other settings.
     """
     if not resume and not (folder / "config.json").exists():
-        strangers = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.is_dir() else []
-        if strangers:
+        unrelated = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.is_dir() else []
+        if unrelated:
             raise RlverError(
-                f"{folder}: holds {strangers[0]}, which is not part of a run; choose a new or an empty folder as --out."
+                f"{folder}: holds {unrelated[0]}, which is not part of a run; choose a new or an empty folder as --out."
             )
         return
     stored = TrainConfig().model_dump(mode="json") | stored_config(folder)  # older runs lack newer settings
@@ -89,9 +89,9 @@ def stored_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RlverError(f"{file}: this is no configuration of a run ({error}).") from None
+        raise RlverError(f"{file}: this is not the configuration of a run ({error}).") from None
     if not isinstance(config, dict):
-        raise RlverError(f"{file}: this is no configuration of a run.")
+        raise RlverError(f"{file}: this is not the configuration of a run.")
     if "simulator" in config:  # earlier versions called the user `simulator` and its type `user`
         config["user_type"], config["user"] = config["user"], config.pop("simulator")
     return config
@@ -119,11 +119,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def remove(folder: Path) -> None:
     """Delete a folder if it exists. It is renamed first, so that a half-deleted folder never has its name."""
-    doomed = folder.with_name(f".part-old-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    renamed = folder.with_name(f".part-old-{folder.name}")
+    shutil.rmtree(renamed, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed)
+        os.replace(folder, renamed)
+        shutil.rmtree(renamed)
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
@@ -136,14 +136,14 @@ def truncate(file: Path, steps: int) -> None:
     """Drop the records after step `steps`, which will be done again, and a line that a kill cut off."""
     if not file.is_file():
         return
-    kept = []
+    lines = []
     for line in file.read_bytes().split(b"\n"):  # as bytes, because a character may be cut off, too
         try:
             if json.loads(line)["step"] <= steps:
-                kept.append(line + b"\n")
+                lines.append(line + b"\n")
         except (ValueError, KeyError, TypeError):
             break  # the end of the file, or the one broken line
-    _replace(file, b"".join(kept))
+    _replace(file, b"".join(lines))
 
 
 def write_json(file: Path, record: dict[str, Any]) -> None:
@@ -166,10 +166,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(file.name + ".part")
     with _explaining_errors(file):
-        part.write_bytes(content)
-        part.replace(file)
+        replace_file(file, content)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from rlver.train.config import TrainConfig
 from rlver.train.credit import Reward, reward_name
 from rlver.train.models.loading import load_for_training
 from rlver.train.runs.checkpoint import Checkpoints, damaged, save_policy
-from rlver.train.runs.collapse import Collapsed, CollapseWatch, Verdict
+from rlver.train.runs.collapse import Collapse, Collapsed, CollapseWatch
 from rlver.train.runs.interrupt import Interrupted, stop_on_signal
 from rlver.train.runs.outcome import Outcome
 from rlver.train.runs.participants import training_profiles, training_users
@@ -142,23 +142,23 @@ class _Run:
         try:
             with stop_on_signal() as stop_requested:
                 for number in range(self.done + 1, self.config.steps + 1):
-                    if stop_on_collapse and self.watch.verdict:
+                    if stop_on_collapse and self.watch.collapse:
                         break
                     metrics = self._step(number)
-                    collapsed = stop_on_collapse and self.watch.verdict
+                    collapsed = stop_on_collapse and self.watch.collapse
                     if self._is_due(number, self.config.save_every) or stop_requested() or collapsed:
                         self._save_checkpoint()
                     self._on_step(number, metrics)
                     if stop_requested() and number < self.config.steps:
-                        if self.checkpoints.latest() != self.checkpoints.of(number):
+                        if self.checkpoints.latest() != self.checkpoints.path(number):
                             self._save_checkpoint()
                         raise Interrupted(
                             f"stopped after step {number}; state saved in {self.folder}. Continue it with --resume."
                         )
         finally:
             self.trackers.close()
-        if stop_on_collapse and self.watch.verdict:
-            raise Collapsed(self._restore_healthy_policy(self.watch.verdict))
+        if stop_on_collapse and self.watch.collapse:
+            raise Collapsed(self._restore_healthy_policy(self.watch.collapse))
         self._save_policy("policy")
         self._outcome("last").write(self.folder)
         return self.folder / "policy"
@@ -185,8 +185,8 @@ class _Run:
         if self._is_due(number, self.config.sample_every):
             self._write_samples(number, dialogues)
         self.done = number
-        self.watch.take(metrics)
-        if self.best.take(number, metrics) and self.config.keep_best:
+        self.watch.observe(metrics)
+        if self.best.observe(number, metrics) and self.config.keep_best:
             self._save_policy("best")
         return metrics
 
@@ -230,14 +230,14 @@ class _Run:
                 raise damaged(latest, f"state of {name}: {error!r}") from None
         return int(state["step"])
 
-    def _restore_healthy_policy(self, verdict: Verdict) -> str:
+    def _restore_healthy_policy(self, collapse: Collapse) -> str:
         """Make the last healthy policy the result of the run. Returns a message that says so."""
-        name, description = self._healthy_policy(verdict.healthy)
+        name, description = self._healthy_policy(collapse.healthy)
         with atomic_folder(self.folder / "policy") as part:
             shutil.copytree(self.folder / name, part, dirs_exist_ok=True)
-        self._outcome(name, verdict.sentence).write(self.folder)
+        self._outcome(name, collapse.sentence).write(self.folder)
         return (
-            f"The policy collapsed: {verdict.sentence}; the state is saved in {self.folder}, and policy/ is that of "
+            f"The policy collapsed: {collapse.sentence}; the state is saved in {self.folder}, and policy/ is that of "
             f"{name} ({description}). Try a lower lr (now {self.config.lr:g}) or a higher kl (now {self.config.kl:g}); "
             "--resume --set stop_on_collapse=false continues anyway."
         )

@@ -87,7 +87,7 @@ class Best:
         """0 before the first evaluation."""
         self.score = self.last = Score(0.0, 0.0, 0.0)
 
-    def take(self, step: int, metrics: Mapping[str, float]) -> bool:
+    def observe(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Record the metrics of a step. Returns whether they hold the best evaluation so far; of equals, the first."""
         score = score_of(metrics, self._user_type)
         if score is None:

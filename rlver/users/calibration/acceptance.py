@@ -25,7 +25,7 @@ from rlver.users.embedded.user import EmbeddedUser
 PUBLISHED: dict[str, tuple[float, float]] = {"vanilla": (0.524, 0.786), "challenging": (0.331, 0.636)}
 """Strategy acceptance rate and need-expression level of the authors' users."""
 SUPPORTERS = ("oracle", "random", "hedge")
-"""Policies of the built-in contexts: one that always does the right thing, one at random, one a bit of everything."""
+"""Policies of the built-in contexts: one always performs the right act, one a random act, one a bit of every act."""
 
 # Points, out of 10, that a judge would give for what an utterance shows: an attitude to the reply, thoughts and
 # circumstances, and a hint at the need, which weighs most.

@@ -43,7 +43,7 @@ _BANDS = {
 }
 
 EmotionPath = Sequence[tuple[float, float]]
-"""(score before, change) of each reply of a dialogue."""
+"""(emotion before, change) of each reply of a dialogue."""
 
 
 def describe(paths: Iterable[EmotionPath], score: float | None = None) -> dict[str, float | None]:
@@ -98,10 +98,10 @@ def closed_loop(
 
 def _path(start: float, changes: Iterable[float]) -> list[tuple[float, float]]:
     """The path of the emotion from a start through some changes, under the preset `sage`."""
-    path, score = [], start
+    path, emotion = [], start
     for change in changes:
-        path.append((score, change))
-        score = PRESETS["sage"].apply(score, change)
+        path.append((emotion, change))
+        emotion = PRESETS["sage"].apply(emotion, change)
     return path
 
 

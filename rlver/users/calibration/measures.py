@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlver.core.correlation import Array, pearson, spearman
 from rlver.core.emotion import band
 from rlver.core.profile import Intention
 from rlver.text.ngram import quantile
@@ -20,9 +21,8 @@ from rlver.users.embedded.weights import Weights
 
 RESAMPLES = 500
 """Number of bootstrap samples."""
-_OF_THE_SCORE = ("mood", "momentum", "memory")
-"""Cues that depend on the score and the last changes."""
-Array = np.ndarray[Any, Any]
+_EMOTION_CUES = ("mood", "momentum", "memory")
+"""Cues that depend on the emotion and the last changes."""
 
 
 class Prediction(NamedTuple):
@@ -30,20 +30,20 @@ class Prediction(NamedTuple):
 
     total: float
     """Sum of all points, clamped to [-10, 10] but not rounded to a step."""
-    without_score: float
-    """The same without the points for the current score and the last changes."""
+    reply_alone: float
+    """The same without the points for the current emotion and the last changes."""
     change: int
     """The step."""
 
 
 def predict(replies: Sequence[JudgedReply], weights: Weights) -> list[Prediction]:
-    """The embedded judge's judgement of each reply, given the recorded score and last changes."""
+    """The embedded judge's judgement of each reply, given the recorded emotion and last changes."""
     predictions = []
     for reply in replies:
         points = points_by_cue(reply.observation, reply.intention, weights)
         total = sum(points.values())
-        without_score = total - sum(points.get(cue, 0.0) for cue in _OF_THE_SCORE)
-        predictions.append(Prediction(_clamped(total), _clamped(without_score), step(total, weights.big_step)))
+        reply_alone = total - sum(points.get(cue, 0.0) for cue in _EMOTION_CUES)
+        predictions.append(Prediction(_clamped(total), _clamped(reply_alone), step(total, weights.big_step)))
     return predictions
 
 
@@ -63,25 +63,6 @@ def final_scores(
 
 def _clamped(points: float) -> float:
     return max(-10.0, min(10.0, points))
-
-
-def pearson(a: Array, b: Array) -> float:
-    """Pearson correlation; 0 if one side is constant."""
-    if len(a) < 2 or a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def spearman(a: Array, b: Array) -> float:
-    """Spearman correlation, in which ties share their mean rank; 0 if one side is constant."""
-    return pearson(_ranks(a), _ranks(b))
-
-
-def _ranks(values: Array) -> Array:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    ranks: Array = mean_rank[inverse]
-    return ranks
 
 
 def sign_accuracy(predicted: Array, recorded: Array) -> float:
@@ -188,7 +169,7 @@ def score(
     """
     predictions = predict(replies, weights)
     total_N = np.array([prediction.total for prediction in predictions])
-    without_score_N = np.array([prediction.without_score for prediction in predictions])
+    reply_alone_N = np.array([prediction.reply_alone for prediction in predictions])
     step_N = np.array([prediction.change for prediction in predictions])
     change_N = np.array([reply.change for reply in replies])
     profiles = [reply.profile for reply in replies]
@@ -206,16 +187,16 @@ def score(
         "dialogues": len(dialogues),
         "weights": weights.mark,
         "turn": turn_measures(total_N, change_N, profiles, seed),
-        "turn_without_score": turn_measures(without_score_N, change_N, profiles, seed),
+        "turn_without_score": turn_measures(reply_alone_N, change_N, profiles, seed),
         "by_intention": {
             intention.value: measure_part([reply.intention is intention for reply in replies])
             for intention in Intention
             if any(reply.intention is intention for reply in replies)
         },
         "by_band": {
-            letter: measure_part([band(reply.score) == letter for reply in replies])
+            letter: measure_part([band(reply.emotion) == letter for reply in replies])
             for letter in ("A", "B", "C", "F")
-            if any(band(reply.score) == letter for reply in replies)
+            if any(band(reply.emotion) == letter for reply in replies)
         },
         "calibration": {
             str(s): {

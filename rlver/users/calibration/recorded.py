@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rlver.core.dialogue import Dialogue, Opening, Reaction
 from rlver.core.emotion import PRESETS
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.files import read_file
 from rlver.core.interfaces import UserType
 from rlver.core.jsonl import read_objects
@@ -54,7 +54,7 @@ class JudgedReply(Frozen):
     intention: Intention
     dialogue: int
     """Index of its dialogue among all dialogues."""
-    score: float
+    emotion: float
     """Recorded emotion before the reply."""
     change: float
     """Recorded change."""
@@ -97,10 +97,8 @@ def _parse(
     try:
         transcript = Transcript.model_validate(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise RlverError(
-            f"{where}: neither an official transcript nor one of rlver's ({field}: {first['msg']})."
+            f"{where}: neither an official transcript nor one of rlver's ({first_problem(error)})."
         ) from None
     profile = known.get(transcript.profile) or regenerate(transcript.profile)
     if profile is None:
@@ -128,16 +126,16 @@ def _official(model: str, record: dict[str, Any], where: str, cache: dict[str, P
         raise RlverError(f"{where}: the official transcript has no list of messages in its field 'history'.")
     try:
         opening, start = str(history[0]["content"]), float(history[0]["emotion-point"])
-        turns, score = [], start
+        turns, emotion = [], start
         for reply, reaction in zip(history[1::2], history[2::2], strict=False):
             if reply["role"] != "assistant" or reaction["role"] != "user":
                 raise RlverError(
                     f"{where}: the messages of 'history' must alternate between user and assistant, user first."
                 )
             after = float(reaction["emotion-point"])
-            turns.append((str(reply["content"]), after - score, str(reaction["content"])))
-            score = after
-        final = float(record.get("emo_point", score))
+            turns.append((str(reply["content"]), after - emotion, str(reaction["content"])))
+            emotion = after
+        final = float(record.get("emo_point", emotion))
     except (KeyError, TypeError, ValueError) as error:
         raise RlverError(f"{where}: a message of 'history' lacks a field or holds a wrong value ({error}).") from None
     return RecordedDialogue(
@@ -148,7 +146,7 @@ def _official(model: str, record: dict[str, Any], where: str, cache: dict[str, P
 def replay(recorded: RecordedDialogue) -> Iterable[tuple[Dialogue, Cues, float]]:
     """Step through a recorded dialogue. Yields (dialogue so far, cues of the last reply, recorded change).
 
-    Utterances and scores are the recorded ones, so the embedded judge sees what the recorded judge saw.
+    Utterances and emotions are the recorded ones, so the embedded judge sees what the recorded judge saw.
     """
     rules = {"start": recorded.start, "floor": recorded.floor, "ceiling": 100.0 if recorded.floor == 0 else inf}
     preset = PRESETS["release"].model_copy(update={**rules, "replies": len(recorded.turns) + 1})
@@ -161,7 +159,7 @@ def replay(recorded: RecordedDialogue) -> Iterable[tuple[Dialogue, Cues, float]]
         dialogue.reply(reply)
         cues = read_cues(dialogue)
         yield dialogue, cues, change
-        fact = next((i for i, fact in enumerate(facts) if fact.say in utterance and i not in dialogue.told), None)
+        fact = next((i for i, fact in enumerate(facts) if fact.say in utterance and i not in dialogue.told_facts), None)
         acts = tuple(tag(reply, recorded.profile.language).acts)
         dialogue.react(Reaction(change=change, utterance=utterance, acts=acts, fact=fact))
 
@@ -185,7 +183,7 @@ def judged_replies(
                     profile=recorded.profile.id,
                     intention=recorded.profile.need,
                     dialogue=number,
-                    score=dialogue.emotion,
+                    emotion=dialogue.emotion,
                     change=change,
                     observation=observe(cues, dialogue, user_type),
                 )

@@ -91,8 +91,8 @@ def cheats(language: Language, user_type: UserType, weights: Weights | None = No
         return joint.join(chosen).replace("{h}", last_handle(dialogue))
 
     def other_language(dialogue: Dialogue, rng: random.Random) -> str:
-        other = read_yaml("rlver.policies", f"data/scripted.{'zh' if language == 'en' else 'en'}.yaml")
-        return str(rng.choice(other[dialogue.profile.need])).replace("{h}", last_handle(dialogue))
+        foreign_scripts = read_yaml("rlver.policies", f"data/scripted.{'zh' if language == 'en' else 'en'}.yaml")
+        return str(rng.choice(foreign_scripts[dialogue.profile.need])).replace("{h}", last_handle(dialogue))
 
     pool = generic_sentences(language)
     weights = weights or default_weights()

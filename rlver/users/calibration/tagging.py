@@ -1,9 +1,9 @@
 """Compares the act tagger with human labels: the eight strategies of ESConv (Liu et al., ACL 2021).
 
 A human labels a reply with one strategy, whereas the tagger finds any number of acts, and the two vocabularies differ.
-So the acts are translated into a strategy first. `STRATEGY_OF` maps each act to a strategy, the lexicon lists weaker
-signs of each strategy, and a small table of weights says how strongly every act, sign and circumstance indicates each
-strategy. The table is fitted to labelled replies, deterministically.
+So a strategy is predicted from the acts. The lexicon also lists weaker signs of each strategy, and a small table of
+weights says how strongly every act, sign and circumstance indicates each strategy. The table is fitted to labelled
+replies, deterministically.
 
 Shape suffixes: N replies, F features, S strategies.
 """
@@ -36,23 +36,6 @@ STRATEGIES = (
     "Information",
     "Other",
 )
-STRATEGY_OF: dict[str, str] = {
-    "question": "Questions",
-    "reflect": "Questions",
-    "restate": "Restatement or Paraphrasing",
-    "empathise": "Reflection of feelings",
-    "disclose": "Self-disclosure",
-    "praise": "Affirmation and Reassurance",
-    "absolve": "Affirmation and Reassurance",
-    "comfort": "Affirmation and Reassurance",
-    "listen": "Affirmation and Reassurance",
-    "advise": "Providing Suggestions",
-    "refer": "Providing Suggestions",
-    "motives": "Information",
-    "weigh": "Information",
-}
-"""The strategy of each act. Explaining other people or weighing sides informs the person about the matter; a question
-that makes the person reflect is a question."""
 UNMAPPED = "Other"
 """Strategy of a reply without any act or sign, such as a greeting or thanks."""
 

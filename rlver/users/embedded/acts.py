@@ -1,4 +1,4 @@
-"""The dialogue acts and styles of a reply, found with a readable lexicon of regular expressions.
+"""The dialogue acts and styles of a reply, recognised with a readable lexicon of regular expressions.
 
 Eight acts answer one hidden intention each. Five more are common among supporters (the strategy groups of SAGE,
 arXiv 2505.02847, appendix, merged to those that a reader can tell apart).
@@ -43,7 +43,7 @@ def lexicon(language: Language) -> PatternIndex:
 @lru_cache(maxsize=100_000)
 def _tag_sentence(sentence: str, language: Language) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Acts and styles of one sentence."""
-    names = lexicon(language).found_in(sentence)
+    names = lexicon(language).groups_in(sentence)
     if not names:
         return (), ()
     return tuple(name for name in names if name not in STYLES), tuple(name for name in names if name in STYLES)

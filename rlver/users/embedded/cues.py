@@ -1,6 +1,7 @@
 """The cues of a reply: named numbers that a reader can check by hand.
 
-The user reads the text of the reply, its own story and the dialogue so far. Of the policy it sees the words only.
+They depend on the reply, the profile of the user and the dialogue so far. The policy's thoughts and its name have no
+influence.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Cues(NamedTuple):
     """A list, a manual or headings."""
     questions: int
     foreign: int
-    """Things and names of other people's stories."""
+    """Handles and given names that belong to other stories."""
     sentences: int
     garbled: float
     """Bits by which the worst window of words of the worst sentence falls below the fluency threshold."""
@@ -130,7 +131,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
     plain = plain_words(reply, language)
     length = len(plain) - plain.count("'")
 
-    told = dialogue.told
+    told = dialogue.told_facts
     mentioned = [told & facts for facts in mentioned_facts([*earlier, reply], profile.story.facts, language)]
     old = len(mentioned[-1].intersection(set().union(*mentioned[:-1])))
 
@@ -170,7 +171,7 @@ def read_cues(dialogue: Dialogue) -> Cues:
         wrong_language=script_share(reply, language) < 0.5,
         echo=len(topic & topic_words(utterances[-1], language)),
         impersonal=_impersonal([*earlier, reply], mentioned, utterances, bool(told), language),
-        same_start=sum([start == first_three(other, language) for other in earlier]),
+        same_start=sum([start == first_three(earlier_reply, language) for earlier_reply in earlier]),
         maybe=styles.get("maybe", 0),
         tips=styles.get("tip", 0),
         sounds_like="sounds_like" in tags.first,

@@ -12,7 +12,7 @@ from rlver.users.embedded.vocabulary import content_words, everyday, han_runs, s
 
 
 def short_name(handle: str, language: Language) -> str:
-    """A shorter name for a fact's thing: "the ovens" for "the bread ovens".
+    """A shorter form of a fact's handle: "the ovens" for "the bread ovens".
 
     The whole handle, if its last word is an everyday one and could mean something else.
     """
@@ -26,9 +26,9 @@ class _Signs(NamedTuple):
     """Words that show that a reply mentions a fact."""
 
     name: frozenset[str]
-    """All of these words (Chinese: this one string) name the fact's thing."""
+    """Words of the handle, all of which must occur (Chinese: the handle as a single string)."""
     content: frozenset[str]
-    """Any three of these words (Chinese: one of these runs of four characters) are enough."""
+    """Words of the fact, any three of which are enough (Chinese: runs of four characters, of which one is enough)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,13 +38,8 @@ class _StorySigns:
     facts: tuple[_Signs, ...]
 
 
-def mentions_fact(reply: str, fact: Fact, language: Language) -> bool:
-    """Whether a reply mentions a fact: the short name of its thing, or enough of its own words."""
-    return bool(mentioned_facts([reply], (fact,), language)[0])
-
-
 def mentioned_facts(replies: Sequence[str], facts: tuple[Fact, ...], language: Language) -> list[frozenset[int]]:
-    """Indices of the facts that each reply mentions."""
+    """Indices of the facts that each reply mentions, by the short name of the handle or by enough words of the fact."""
     signs = _signs(tuple([fact.say for fact in facts]), tuple([fact.handle for fact in facts]), language)
     return [_mentioned(reply, signs, language) for reply in replies]
 

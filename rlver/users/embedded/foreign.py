@@ -1,4 +1,4 @@
-"""Things and names in a reply that belong to other stories."""
+"""Handles and given names in a reply that belong to other stories."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlver.users.embedded.vocabulary import everyday, word_set
 
 @cache
 def _marks(language: Language) -> frozenset[str]:
-    """Words that mark a story: its things (the last word of a handle; Chinese: the handle) and given names."""
+    """Words that mark a story: its handles (their last word; in Chinese, the whole handle) and given names."""
     marks = set()
     for story in load_stories(language):
         for fact in story.facts:

@@ -19,8 +19,8 @@ def fluency(language: Language) -> tuple[NgramModel, float]:
     lines += [sentence for group in examples.values() for sentence in group]
     lines += [fact.say.format(a="Kim", b="Lee") for story in load_stories(language, "train") for fact in story.facts]
     scores = []
-    for seen, unseen in ((lines[::2], lines[1::2]), (lines[1::2], lines[::2])):
-        model = NgramModel(seen, language, min_count=2)
+    for reference, unseen in ((lines[::2], lines[1::2]), (lines[1::2], lines[::2])):
+        model = NgramModel(reference, language, min_count=2)
         scores += [model.worst_window(line) for line in unseen]
     # A model of all lines scores unseen sentences slightly higher than these two do, so the threshold is lenient.
     return NgramModel(lines, language), quantile(scores, 0.03)

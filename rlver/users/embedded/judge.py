@@ -254,13 +254,13 @@ def _guard_points(cues: Cues, dialogue: Dialogue, user_type: UserType, usual: fl
     return points
 
 
-def _repetition_points(again: int, score: float, usual: float) -> float:
+def _repetition_points(again: int, emotion: float, usual: float) -> float:
     """Points of a reply that has been given before, from the fourth time on.
 
     Recorded users were in a low mood already when a long reply was repeated, and the calibrated points of mood and
-    momentum cover the effect. A user in a good mood has more to lose, so the points grow with the score.
+    momentum cover the effect. A user in a good mood has more to lose, so the points grow with the emotion.
     """
-    return -max(0, again - 2) * ((1 - usual) * 3.0 + usual * 8.0 * max(0.0, score - 30) / 70)
+    return -max(0, again - 2) * ((1 - usual) * 3.0 + usual * 8.0 * max(0.0, emotion - 30) / 70)
 
 
 def _waited(dialogue: Dialogue) -> int:
@@ -283,8 +283,8 @@ def _round(points: Mapping[str, float], big_step: tuple[float, float]) -> tuple[
     change = step(sum(points.values()), big_step)
     reasons = [Reason(cue, rounded) for cue, value in points.items() if (rounded := round(value, 2))]
     reasons.sort(key=_size, reverse=True)
-    rest = round(change - sum([reason.points for reason in reasons]), 2)
-    return change, [*reasons, *([Reason("rounding", rest)] if rest else [])]
+    difference = round(change - sum([reason.points for reason in reasons]), 2)
+    return change, [*reasons, *([Reason("rounding", difference)] if difference else [])]
 
 
 def _size(reason: Reason) -> float:

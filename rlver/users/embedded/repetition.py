@@ -28,7 +28,7 @@ def first_three(text: str, language: Language) -> tuple[str, ...]:
 
 
 def repeated_share(reply: str, earlier: list[str], language: Language) -> tuple[float, int]:
-    """How much of a reply stands in earlier replies. A reply shorter than an n-gram is compared as a whole.
+    """How much of a reply occurs in earlier replies. A reply shorter than an n-gram is compared as a whole.
 
     Returns:
         The share of the reply's n-grams that occur in earlier replies, 0-1, and the number of earlier replies that
@@ -37,21 +37,21 @@ def repeated_share(reply: str, earlier: list[str], language: Language) -> tuple[
     n = _GRAM[language]
     own = new = _grams(reply, language, n)
     if not own:
-        again = sum(words(reply, language) == words(other, language) for other in earlier)
+        again = sum(words(reply, language) == words(earlier_reply, language) for earlier_reply in earlier)
         return float(again > 0), again
     again = 0
-    for other in earlier:
-        others = _grams(other, language, n)
-        if not own.isdisjoint(others):
-            new = new - others
-            again += len(own & others) / len(own) > 0.8
+    for earlier_reply in earlier:
+        grams = _grams(earlier_reply, language, n)
+        if not own.isdisjoint(grams):
+            new = new - grams
+            again += len(own & grams) / len(own) > 0.8
     return (len(own) - len(new)) / len(own), again
 
 
-def shared_pairs(reply: str, other: str, language: Language) -> float:
+def shared_pairs(reply: str, text: str, language: Language) -> float:
     """Share of the reply's word pairs that occur in another text, 0-1."""
     own = _grams(reply, language, 2)
-    return len(own & _grams(other, language, 2)) / len(own) if own else 0.0
+    return len(own & _grams(text, language, 2)) / len(own) if own else 0.0
 
 
 def copied_share(reply: str, utterances: list[str], language: Language) -> float:

@@ -81,7 +81,7 @@ class EmbeddedUser:
         utterances = [dialogue.opening] + [turn.reaction.utterance for turn in dialogue.turns if turn.reaction]
         speech = self._speech(profile, seed, len(dialogue.turns), utterances)
         thought = speech.thought(key)
-        told = dialogue.told
+        told = dialogue.told_facts
         handle = self._handle(dialogue, told)
         after = dialogue.preset.apply(dialogue.emotion, change)
 
@@ -118,7 +118,7 @@ class EmbeddedUser:
         )
 
     def _handle(self, dialogue: Dialogue, told: set[int]) -> str:
-        """The thing of the latest told fact that the last reply mentions, so that the answer can refer to it."""
+        """The handle of the latest told fact that the last reply mentions, so that the answer can refer to it."""
         reply = dialogue.turns[-1].reply
         facts = dialogue.profile.story.facts
         mentioned = mentioned_facts([reply], facts, self.language)[0] & told

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from rlver.core.data import digest, read_text
-from rlver.core.errors import RlverError
+from rlver.core.errors import RlverError, first_problem
 from rlver.core.files import read_file
 from rlver.core.profile import Frozen, Intention
 
@@ -117,6 +117,4 @@ def read_weights(path: Path) -> Weights:
     try:
         return Weights.model_validate_json(read_file(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise RlverError(f"{path}: these are not the weights of a judge ({field}: {first['msg']}).") from None
+        raise RlverError(f"{path}: these are not the weights of a judge ({first_problem(error, 'file')}).") from None

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rlver.core.data import digest, read_text, read_yaml
+from rlver.core.data import digest, fill_prompt, read_text, read_yaml
 from rlver.core.profile import Language
 
 Prompt = Literal["judge", "speak", "open"]
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
-_COMMENT = re.compile(r"\A<!--.*?-->\s*", re.DOTALL)
 
 
 def fill(prompt: Prompt, language: Language, slots: Mapping[str, str]) -> str:
-    """A prompt with its slots filled. Slots inside the filled-in texts stay as they are."""
-    text = _COMMENT.sub("", read_text(__name__, f"{prompt}.{language}.md")).strip()
-    return _SLOT.sub(lambda match: slots[match[1]], text)
+    """A prompt with its slots filled; see `fill_prompt`."""
+    return fill_prompt(__name__, f"{prompt}.{language}.md", slots)
 
 
 def phrases(language: Language) -> dict[str, dict[str, str]]:
