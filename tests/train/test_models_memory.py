@@ -224,7 +224,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "MORE than" in capsys.readouterr().out
     write_profiles(profiles, [generate("en", "train", 1)[0].model_copy(update={"intention": ChatIntention.WAIT})])
     assert main([*arguments, "--set", "user=openai:some-model"]) == 0
-    assert "may have longer utterances than the embedded user" in capsys.readouterr().out
+    assert "may be longer than those of the embedded user" in capsys.readouterr().out
     assert main(["train", "--policy", str(tmp_path / "shape"), "--dry-run", "--set", "max_tokens=400"]) == 0
     assert "exceeds the 2048 positions" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
