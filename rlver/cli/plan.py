@@ -74,7 +74,8 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
     typer.echo(
         f"Longest dialogue: {length.sample} tokens ({length.opening} in the system prompt and the first utterance, "
         f"{length.max_tokens} in each of {length.replies} replies, {length.utterance} in each later utterance, "
-        f"the longest of {length.heard}). {length.trained} of these tokens are trained. A step has {config.batch} dialogues."
+        f"the longest of {length.heard}). {length.trained} of these tokens are trained. "
+        f"A step has {config.batch} dialogues."
     )
     if plan.capacity is None and plan.device == "cpu":
         typer.echo("To plan for a GPU that this machine does not have: --set device_memory_gb=24.")
