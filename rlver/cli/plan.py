@@ -73,9 +73,9 @@ def _print(config: TrainConfig, plan: MemoryPlan) -> None:
         typer.echo(f"In the memory of the CPU: {plan.host / 1e9:.2f} GB more.")
     typer.echo(
         f"Longest dialogue: {length.sample} tokens ({length.opening} in the system prompt and the first utterance, "
-        f"{length.max_tokens} in each of {length.replies} replies, {length.utterance} in each later utterance, "
-        f"the longest of {length.heard}). {length.trained} of these tokens are trained. "
-        f"A step has {config.batch} dialogues."
+        f"{length.max_tokens} in each of {length.replies} replies, {length.utterance} in each later utterance, the "
+        f"longest of {length.heard} that were measured). {length.trained} of these tokens are "
+        f"trained. A step has {config.batch} dialogues."
     )
     if plan.capacity is None and plan.device == "cpu":
         typer.echo("To plan for a GPU that this machine does not have: --set device_memory_gb=24.")
