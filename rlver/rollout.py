@@ -15,9 +15,9 @@ from contextvars import copy_context
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from rlver.core.dialogue import Dialogue
+from rlver.core.dialogue import Dialogue, Reaction
 from rlver.core.emotion import Preset
-from rlver.core.errors import CallFailed
+from rlver.core.errors import CallFailed, RlverError
 from rlver.core.interfaces import Policy, User
 from rlver.core.profile import Profile
 from rlver.core.seeds import derive
@@ -49,7 +49,10 @@ async def play_dialogue(rollout: Rollout, policy: Policy, deadline: float | None
             dialogue.begin(await user.open(dialogue, rollout.user_seed))
             while dialogue.stop is None:
                 if dialogue.reply(await policy.reply(dialogue, rollout.policy_seed)):
-                    dialogue.react(await user.react(dialogue, rollout.user_seed))
+                    reaction = await user.react(dialogue, rollout.user_seed)
+                    if not isinstance(reaction, Reaction):
+                        raise RlverError(f"user {user.identity}: react returned {reaction!r}, which is no Reaction.")
+                    dialogue.react(reaction)
     except CallFailed as failure:
         dialogue.fail(failure)
     except TimeoutError:

@@ -164,3 +164,12 @@ def test_training_from_python_equals_training_from_the_command_line(policy_folde
 def test_training_with_a_user_of_ones_own(policy_folder: Path, tmp_path: Path) -> None:
     run = rlver.train(policy=str(policy_folder), out=tmp_path / "run", user=Clerk(), steps=1, batch=8, max_tokens=6)
     assert len(run.metrics) == 1 and "Clerk" in (run.folder / "config.json").read_text(encoding="utf-8")
+
+
+def test_a_user_whose_reaction_is_none_is_named() -> None:
+    class Silent(Clerk):
+        async def react(self, dialogue: rlver.Dialogue, seed: int) -> rlver.Reaction:
+            return "Well?"  # type: ignore[return-value]
+
+    with pytest.raises(rlver.RlverError, match="Silent: react returned 'Well\\?', which is no Reaction"):
+        rlver.evaluate("scripted:hedge", user=Silent(), n=1)
