@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from rlver.text.hanging import Hanging
 from rlver.text.table import Column, Table
 
 NAME = "en-benchmark-2507-0000-food-bank-roster-empathise"
@@ -57,6 +58,19 @@ def test_cells_are_one_line_without_control_characters_and_may_be_chinese() -> N
     assert first == "one two\ufffd[2J  1" and second == "别难过       2"  # a character is two columns wide
     with pytest.raises(ValueError, match="3 cells"):
         table.add("a", "b", "c")
+
+
+def test_wrapped_lines_go_on_with_an_indent() -> None:
+    console = Console(file=io.StringIO(), width=24, highlight=False)
+    console.print(Hanging(Text("  40     User: I did not sleep at all last night.\n\nEnd", style="bold"), 9))
+    assert isinstance(console.file, io.StringIO)
+    assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
+        "  40     User: I did not",
+        "         sleep at all",
+        "         last night.",
+        "",
+        "End",
+    ]
 
 
 def test_a_table_without_headings_has_no_rule() -> None:

@@ -100,13 +100,14 @@ def _debrief(dialogue: Dialogue, console: Console) -> None:
     from rich.text import Text
 
     from rlver.evaluation.report import reasons_text
+    from rlver.text.hanging import Hanging
     from rlver.text.plain import plain
 
     last = dialogue.turns[-1].reaction if dialogue.turns else None
     if dialogue.stop is not None and last is not None:
         console.print(Text.assemble(("\nUser: ", "bold cyan"), plain(last.utterance), "\n"))
     if dialogue.turns:
-        console.print(reasons_text(dialogue.turns, dialogue.preset.start, dialogue.profile.language))
+        console.print(Hanging(reasons_text(dialogue.turns, dialogue.preset.start, dialogue.profile.language), 11))
     if dialogue.error:
         console.print(Text.assemble(("Failed: ", "bold red"), plain(dialogue.error)))
     meaning = dialogue.stop.meaning if dialogue.stop else "you left the dialogue"

@@ -71,6 +71,7 @@ def demo(
     from rlver.evaluation.plots import learning_curve
     from rlver.evaluation.report import intention_table, matrix_table, score_table, transcript_text
     from rlver.inference.model_folder import base_folder, pick_device
+    from rlver.text.hanging import Hanging
     from rlver.train.config import load_config
 
     began = time.monotonic()
@@ -106,7 +107,7 @@ def demo(
         show(matrix_table(by_name[name]), "")
     for number in (0, 1):
         for name in ("base", "trained"):
-            show(f"--- {name} ---", transcript_text(dialogues[name][number], config.rules.start), "")
+            show(f"--- {name} ---", Hanging(transcript_text(dialogues[name][number], config.rules.start), 10), "")
     curves = {"turn credit": out / "turn" / "metrics.jsonl"}
     if compare:
         curves["terminal reward"] = out / "terminal" / "metrics.jsonl"
