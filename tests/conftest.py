@@ -25,6 +25,12 @@ SENTENCES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget a width that the test runner exports, because it would set the width of what commands print."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def official() -> Path:
     """The folder of the official profiles. Tests that need it are skipped where it is absent."""

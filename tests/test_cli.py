@@ -23,11 +23,6 @@ from rlver.formats.profile_files import read_profiles
 from rlver.stories import benchmark_profiles
 
 
-@pytest.fixture(autouse=True)
-def _no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail with exit code 1 and one line on standard error, which is returned."""
     assert main(arguments) == 1
