@@ -174,6 +174,7 @@ def train(
     """
     from rlver.tiny import base_policy
     from rlver.train.config import TrainConfig
+    from rlver.train.runs.checks import check_start
     from rlver.train.runs.result import TrainingRun
     from rlver.train.runs.training_run import run
 
@@ -187,6 +188,7 @@ def train(
         )
     own_user = None if user is None or isinstance(user, str) else as_user(user, config.language, config.user_type)
     folder = Path(out)
+    check_start(config, folder, resume, reward)
     if resume and (folder / "base").is_dir():
         base = folder / "base"
     elif config.policy == "tiny":

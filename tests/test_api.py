@@ -173,3 +173,24 @@ def test_a_user_whose_reaction_is_none_is_named() -> None:
 
     with pytest.raises(rlver.RlverError, match="Silent: react returned 'Well\\?', which is no Reaction"):
         rlver.evaluate("scripted:hedge", user=Silent(), n=1)
+
+
+def test_one_user_of_ones_own_serves_all_types_of_a_curriculum(policy_folder: Path, tmp_path: Path) -> None:
+    settings = {"steps": 1, "batch": 8, "max_tokens": 6, "curriculum": "schedule", "schedule": {0: 0.5}}
+    run = rlver.train(policy=str(policy_folder), out=tmp_path / "run", user=Clerk(), **settings)
+    assert len(run.metrics) == 1
+    assert json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["user"] == "Clerk"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"profiles": "missing.jsonl"}, "missing.jsonl"), ({"device": "toaster"}, "toaster"), ({}, "already holds a run")],
+)
+def test_what_is_wrong_is_reported_before_the_tiny_policy_is_pretrained(
+    settings: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlver.tiny.base_policy", lambda *_: pytest.fail("pretraining has begun"))
+    if not settings:
+        (tmp_path / "config.json").write_text(json.dumps({"config": {}}), encoding="utf-8")
+    with pytest.raises(rlver.RlverError, match=message):
+        rlver.train(out=tmp_path, **settings)

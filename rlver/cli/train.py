@@ -150,12 +150,10 @@ def train(
 
       rlver train --out runs/mine --resume
     """
-    from rlver.inference.model_folder import pick_device
     from rlver.train.config import load_config
+    from rlver.train.runs.checks import check_inputs, check_start
     from rlver.train.runs.outcome import read_outcome
-    from rlver.train.runs.participants import evaluation_profiles, training_profiles
-    from rlver.train.runs.run_folder import check_folder, stored_config
-    from rlver.train.runs.trackers import check_trackers
+    from rlver.train.runs.run_folder import stored_config
 
     if resume and out is None:
         raise RlverError("--resume needs --out, which names the run to continue.")
@@ -180,17 +178,13 @@ def train(
     if resume and config is None:
         options = stored_config(folder) | options
     chosen = load_config(config, settings or [], options)
-    # Files, trackers and the device are checked before pretraining, which takes minutes.
-    training_profiles(chosen)
-    evaluation_profiles(chosen)
-    check_trackers(chosen.trackers)
     if dry_run:
         from rlver.cli.plan import show_plan
 
+        check_inputs(chosen)
         show_plan(chosen, as_json)
         return
-    check_folder(folder, chosen, resume)
-    pick_device(chosen.device, Path(chosen.policy))
+    check_start(chosen, folder, resume)
     metrics = train_with_progress(chosen, folder, resume)
     trained = folder / "policy"
     outcome = read_outcome(folder)

@@ -58,7 +58,7 @@ def _attend(
     if cores and len(parts := equal_parts(rows, key.numel() // _PART)) > 1:
         out = torch.cat(list(cores.map(attend, parts)))
     else:
-        out = attend(slice(None))
+        out = scaled_dot_product_attention(queries, key, value, mask, dropout, scale=scaling)
     return out.reshape(rows, 1, heads, value.shape[3]), None
 
 

@@ -408,6 +408,11 @@ class TrainConfig(RunSettings, CurriculumSettings, AlgorithmSettings, DialogueSe
             )
         return self
 
+    @property
+    def user_types(self) -> tuple[UserType, ...]:
+        """The user types that the run can draw."""
+        return (self.user_type,) if self.curriculum == "none" else get_args(UserType)
+
     def learning_rate_factor(self, step: int) -> float:
         """Factor of the learning rates at `step` (from 0): a linear warm-up, then a linear decay to `final_rate`."""
         remaining = 1 - max(0, step - self.warmup) / max(1, self.steps - self.warmup)

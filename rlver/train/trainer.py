@@ -92,7 +92,7 @@ class Trainer:
     """Trains a causal language model in place. `step` is the algorithm.
 
     Args:
-        users: the simulated user, or one for each user type that the curriculum draws.
+        users: one simulated user for all user types of the run, or one for each.
         profiles: those to train on; by default they are generated from the training stories.
         weights: folder through which a sampling server receives the weights.
         reward: a reward of your own, which replaces the emotion; see `turn_rewards`.
@@ -110,7 +110,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.model = model
-        self.users = users if isinstance(users, Mapping) else {config.user_type: users}
+        self.users = users if isinstance(users, Mapping) else dict.fromkeys(config.user_types, users)
         self.reward = reward
         self.cores = Cores(model, config.threads)
         self.policy = LocalPolicy(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import get_args
 
 from rlver.core.errors import RlverError
 from rlver.core.interfaces import User, UserType
@@ -26,11 +25,10 @@ def training_users(config: TrainConfig) -> Mapping[UserType, User]:
     Raises:
         RlverError: the endpoint in `config.user` cannot be used.
     """
-    types = (config.user_type,) if config.curriculum == "none" else get_args(UserType)
     connect = cache(lambda spec: LLM(parse_endpoint(spec)))  # all users share one client
     return {
         user_type: load_user(config.user, config.language, user_type=user_type, phrasing="train", connect=connect)
-        for user_type in types
+        for user_type in config.user_types
     }
 
 

@@ -75,8 +75,6 @@ def run(
     check_trackers(config.trackers)
     with claimed(folder, config, resume, reward_name(reward) if reward else None):
         users = training_users(config) if users is None else users
-        if not isinstance(users, Mapping):
-            users = {config.user_type: users}
         started = _Run(config, base, folder, resume, users, reward, on_step or _ignore, on_note or _ignore)
         return started.finish()
 
@@ -100,7 +98,7 @@ class _Run:
         base: Path,
         folder: Path,
         resume: bool,
-        users: Mapping[UserType, User],
+        users: User | Mapping[UserType, User],
         reward: Reward | None,
         on_step: Callable[[int, dict[str, float]], None],
         on_note: Callable[[str], None],
@@ -112,8 +110,8 @@ class _Run:
         saved_base = folder / "base"
         source = saved_base if resume and saved_base.is_dir() else base
         model, self.tokenizer = load_for_training(source, config)
-        self.identity = " + ".join(user.identity for user in users.values())
         self.trainer = Trainer(config, model, self.tokenizer, users, profiles, folder / "weights", reward)
+        self.identity = " + ".join(dict.fromkeys(user.identity for user in self.trainer.users.values()))
         # A saved policy must end its replies where it did here, even if the model's own settings say otherwise.
         model.generation_config.eos_token_id = sorted(self.trainer.policy.chat.stops)
         self.policy_facts = self._policy_facts()
