@@ -73,6 +73,17 @@ def test_wrapped_lines_go_on_with_an_indent() -> None:
     ]
 
 
+def test_chinese_is_wrapped_at_any_character() -> None:
+    console = Console(file=io.StringIO(), width=24, highlight=False)
+    console.print(Hanging(Text("  40     User: 我昨天把家里的钥匙弄丢了。"), 9))
+    assert isinstance(console.file, io.StringIO)
+    assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
+        "  40     User: 我昨天把",
+        "         家里的钥匙弄丢",
+        "         了。",
+    ]
+
+
 def test_a_table_without_headings_has_no_rule() -> None:
     table = Table(Column("", "name"), Column(""))
     table.add("x", "1")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
 
 from rlver.cli.console import show
 from rlver.cli.options import (
@@ -23,10 +22,10 @@ from rlver.cli.options import (
 from rlver.core.errors import RlverError
 from rlver.core.files import replace_file
 from rlver.core.interfaces import UserType
-from rlver.text.table import Column, Table
 
 if TYPE_CHECKING:
     from rlver.users.calibration.recorded import JudgedReply, RecordedDialogue
+    from rlver.users.calibration.reports import Report, Result
     from rlver.users.embedded.weights import Weights
 
 app = typer.Typer(
@@ -77,9 +76,10 @@ def score(
       rlver judge score a.jsonl b.jsonl --weights mine.json --profiles-in ids.txt --json
     """
     from rlver.users.calibration import measures
+    from rlver.users.calibration.reports import score_report
 
     dialogues, rows = _replies(files, profiles, profiles_in, user_type)
-    _print(measures.score(rows, dialogues, _weights(weights), seed), as_json, _score_report)
+    _print(measures.score(rows, dialogues, _weights(weights), seed), as_json, score_report)
 
 
 @app.command()
@@ -130,9 +130,10 @@ def explain(
       rlver judge explain recorded/model.jsonl --dialogue 3 --turn 2
     """
     from rlver.users.calibration.explain import explain as explain_reply
+    from rlver.users.calibration.reports import explanation_report
 
     explanation = explain_reply(_recorded([file], profiles), dialogue, turn, user_type, _weights(weights))
-    _print(explanation, as_json, _explanation_report)
+    _print(explanation, as_json, explanation_report)
 
 
 @app.command("cross-validate")
@@ -153,11 +154,12 @@ def cross_validate(
     """
     from rlver.cli.progress import Steps
     from rlver.users.calibration.cross_validation import cross_validate as validate
+    from rlver.users.calibration.reports import cross_validation_report
 
     dialogues, rows = _replies(files, profiles, profiles_in, "vanilla")
     with Steps("Fits") as steps:
         measured = validate(rows, dialogues, seed, lambda done, total: steps.update(done, total))
-    _print(measured, as_json, _cross_validation_report)
+    _print(measured, as_json, cross_validation_report)
 
 
 @app.command("profile-user")
@@ -189,9 +191,10 @@ def profile_user(
       rlver judge profile-user recorded/ --language zh
     """
     from rlver.users.calibration.acceptance import measure_user_types
+    from rlver.users.calibration.reports import user_type_report
 
     recorded = _recorded(files, profiles) if files else None
-    _print(measure_user_types(language, recorded, seed), as_json, _user_report)
+    _print(measure_user_types(language, recorded, seed), as_json, user_type_report)
 
 
 @app.command()
@@ -215,9 +218,10 @@ def dynamics(
       rlver judge dynamics recorded/ --language zh
     """
     from rlver.users.calibration.dynamics import closed_loop
+    from rlver.users.calibration.reports import dynamics_report
 
     recorded = _recorded(files, profiles) if files else None
-    _print(closed_loop(language, user_type, recorded, seed), as_json, _dynamics_report)
+    _print(closed_loop(language, user_type, recorded, seed), as_json, dynamics_report)
 
 
 @app.command()
@@ -238,11 +242,12 @@ def redteam(
     from rlver.cli.progress import Steps
     from rlver.evaluation.profiles import load_profiles
     from rlver.users.calibration.redteam import run
+    from rlver.users.calibration.reports import redteam_report
 
     chosen = load_profiles(language, profiles)[:n]
     with Steps("Red team") as steps:
         result = run(chosen, seed=seed, weights=_weights(weights), on_cheat=steps.update)
-    _print(result, as_json, _redteam_report)
+    _print(result, as_json, redteam_report)
     if result["failed"]:
         raise typer.Exit(1)
 
@@ -263,9 +268,10 @@ def tag_agreement(
 
       rlver judge tag-agreement strategies.jsonl
     """
+    from rlver.users.calibration.reports import agreement_report
     from rlver.users.calibration.tagging import agreement, read_labelled
 
-    _print(agreement(read_labelled(file)), as_json, _agreement_report)
+    _print(agreement(read_labelled(file)), as_json, agreement_report)
 
 
 def _weights(path: Path | None) -> Weights:
@@ -301,121 +307,8 @@ def _replies(
     return dialogues, rows
 
 
-Result = dict[str, Any]
-Report = Iterator[RenderableType]
-
-
 def _print(result: Result, as_json: bool, report: Callable[[Result], Report]) -> None:
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         show(*report(result))
-
-
-def _measures_table(title: str, rows: dict[str, Result]) -> Table:
-    """Correlations and the sign accuracy of some predictions, each with its 95 % interval."""
-    headings = ("Pearson", "95 %", "Spearman", "95 %", "same sign", "95 %")
-    table = Table(Column("", "name"), *map(Column, headings), title=title)
-    for name, row in rows.items():
-        cells = []
-        for key in ("pearson", "spearman", "sign_accuracy"):
-            low, high = row["ci95"][key]
-            cells += [f"{row[key]:.3f}", f"{low:.3f}-{high:.3f}"]
-        table.add(name, *cells)
-    return table
-
-
-def _model_report(models: Result) -> Report:
-    yield (
-        f"Over models: Spearman {models['spearman']:.3f}, mean absolute error of the score {models['score_mae']:.1f}\n"
-    )
-    table = Table(Column("model", "name"), Column("dialogues"), Column("recorded"), Column("judged"))
-    for model, part in sorted(models["by_model"].items(), key=lambda item: -item[1]["recorded"]["score"]):
-        table.add(model, str(part["n"]), f"{part['recorded']['score']:.1f}", f"{part['judged']['score']:.1f}")
-    yield table
-
-
-def _score_report(result: Result) -> Report:
-    yield f"{result['n']} judged replies of {result['dialogues']} dialogues, weights {result['weights']}\n"
-    yield _measures_table("", {"all cues": result["turn"], "emotion left out": result["turn_without_score"]})
-    for title, key in (("intention", "by_intention"), ("band", "by_band")):
-        table = Table(Column(title, "name"), Column("replies"), Column("Pearson"), Column("same sign"))
-        for name, part in result[key].items():
-            table.add(name, str(part["n"]), f"{part['pearson']:.3f}", f"{part['sign_accuracy']:.3f}")
-        yield ""
-        yield table
-    table = Table(Column("step", "name"), Column("predicted"), Column("recorded"), Column("mean recorded change"))
-    for name, part in result["calibration"].items():
-        mean = part["mean_change_when_predicted"]
-        cells = f"{part['predicted']:.1%}", f"{part['recorded']:.1%}", "-" if mean is None else f"{mean:+.2f}"
-        table.add(f"{int(name):+}", *cells)
-    yield ""
-    yield table
-    yield ""
-    yield from _model_report(result["models"])
-
-
-def _cross_validation_report(result: Result) -> Report:
-    yield f"{result['n']} replies, {result['models']} models, {result['profiles']} profiles, {result['fits']} fits"
-    for name, title in (("unseen_models", "Model and profile unseen"), ("seen_models", "Profile unseen, model seen")):
-        yield ""
-        yield _measures_table(title, {"all cues": result[name]["turn"]})
-        yield from _model_report(result[name]["models"])
-
-
-def _explanation_report(result: Result) -> Report:
-    from rlver.users.embedded.explanations import explanation
-
-    yield (
-        f"{result['model']}, dialogue {result['dialogue']}, reply {result['turn']}, hidden intention "
-        f"{result['intention']}\n{result['reply']}\n"
-    )
-    table = Table(Column("points"), Column("cue", "name"), Column("what it means", "text"))
-    for reason in result["reasons"]:
-        table.add(f"{reason['points']:+.2f}", reason["cue"], explanation(reason["cue"], result["language"]))
-    table.add(f"{result['change']:+.2f}", "change", f"the recorded judge gave {result['recorded']:+.0f}")
-    yield table
-
-
-def _user_report(result: Result) -> Report:
-    yield f"{result['replies']} replies ({result['source']})\n"
-    headings = ("acceptance", "published", "need shown", "published")
-    table = Table(Column("user type", "name"), *map(Column, headings))
-    for user_type, part in result["users"].items():
-        keys = ("acceptance", "published_acceptance", "need_expression", "published_need_expression")
-        table.add(user_type, *(f"{part[key]:.1%}" for key in keys))
-    yield table
-
-
-def _dynamics_report(result: Result) -> Report:
-    policies = result["policies"]
-    table = Table(Column("", "name"), *map(Column, policies))
-    for key in next(iter(policies.values())):
-        values = [policies[name][key] for name in policies]
-        table.add(key, *("-" if value is None else f"{value:.2f}" for value in values))
-    yield table
-
-
-def _redteam_report(result: Result) -> Report:
-    from rlver.users.calibration.redteam import limit
-
-    table = Table(Column("policy", "name"), Column("vanilla"), Column("challenging"), Column("limit"))
-    for name, part in (result["cheats"] | result["honest"]).items():
-        sign = "above" if name in result["honest"] else "at most"
-        table.add(name, f"{part['vanilla']:.1f}", f"{part['challenging']:.1f}", f"{sign} {limit(name):.0f}")
-    yield table
-    yield f"Broken limits: {', '.join(result['failed'])}" if result["failed"] else "No limit is broken."
-
-
-def _agreement_report(result: Result) -> Report:
-    def figures(part: Result) -> str:
-        return f"accuracy {part['accuracy']:.3f}, macro-F1 {part['macro_f1']:.3f}, kappa {part['kappa']:.3f}"
-
-    yield f"{result['n']} replies: {figures(result)}\n"
-    headings = ("n", "precision", "recall", "F1")
-    table = Table(Column("strategy", "name"), *map(Column, headings))
-    for name, part in result["by_strategy"].items():
-        table.add(name, str(part["n"]), f"{part['precision']:.2f}", f"{part['recall']:.2f}", f"{part['f1']:.2f}")
-    yield table
-    if held_out := result.get("held_out"):
-        yield f"\nRefitted in five folds over dialogues: {figures(held_out)}"
